@@ -13,12 +13,7 @@ from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.context_parallel.core import CORES
 from megascratch.layers.dropout import AttentionDropout
-from megascratch.layers.kernels.attention import (
-    Scores,
-    attend,
-    attention,
-    attention_with_dropout,
-)
+from megascratch.layers.kernels.attention import Scores, attend
 from megascratch.layers.kernels.rotary import split_heads
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.recompute import with_recompute
@@ -119,27 +114,13 @@ class Attention(Mixer):
             out = core(q, k, v, None, context, self.window, scores, self.cp)
             return out.permute(2, 0, 1, 3)
         visible = context.visible.windowed(self.window)
-        if visible.window or self.softcap or self.scale != self.width**-0.5:
-            return attend(q, k, v, visible, self._scores(context)).permute(2, 0, 1, 3)
-        k = self._repeat_kv(k)
-        v = self._repeat_kv(v)
-        if self.training and self.dropout.p:
-            dropout = partial(self.dropout, context=context)
-            out = attention_with_dropout(q, k, v, context.visible, dropout)
-        else:
-            out = attention(q, k, v, context.visible)
-        return out.permute(2, 0, 1, 3)
+        return attend(q, k, v, visible, self._scores(context)).permute(2, 0, 1, 3)
 
     def _scores(self, context: ForwardContext) -> Scores:
         dropout = None
         if self.training and self.dropout.p:
             dropout = partial(_dropped, self.dropout, self.heads, context)
         return Scores(self.scale, self.softcap, dropout)
-
-    def _repeat_kv(self, x: Tensor) -> Tensor:
-        """Repeats each key/value head for the neighbouring query heads that share it."""
-        times = self.heads // self.groups
-        return x if times == 1 else x.repeat_interleave(times, 1)
 
 
 def _dropped(

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megascratch.config.layers import RopeSpec
+from megascratch.layers.attention_pieces import Positions
 from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.sample_cut import SampleCut
@@ -27,11 +29,31 @@ class Shares:
     @cached_property
     def in_order(self) -> Tensor:
         """[S] the place of each position among the tokens of all ranks, one rank after the other."""
-        return torch.from_numpy(self.cut.positions.ravel().argsort()).to(self.device)
+        return self._on_device(self.cut.positions.ravel().argsort())
 
-    def of_rank(self, rank: int) -> Tensor:
-        """[s] int64 position in the sample of the tokens of one rank."""
-        return torch.from_numpy(self.cut.positions[rank]).to(self.device)
+    @cached_property
+    def all_tokens(self) -> Visible:
+        """What all tokens of the samples see of each other, in the order of their positions."""
+        places = np.arange(self.cut.positions.size)
+        positions = Positions(places, places, self.cut.starts)
+        on_device = self._on_device(places)
+        return Visible(on_device, on_device, self.starts, True, on_host=positions)
+
+    def seen_from(self, rank: int, keys: np.ndarray, window: int | None) -> Visible:
+        """What the tokens of a rank see of keys at these positions."""
+        queries = self.cut.positions[rank]
+        starts = None if self.cut.starts is None else self.cut.starts[:, queries]
+        visible = Visible(
+            self._on_device(queries),
+            self._on_device(keys),
+            None if starts is None else self._on_device(starts),
+            in_order=False,
+            on_host=Positions(queries, keys, starts),
+        )
+        return visible.windowed(window)
+
+    def _on_device(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(self.device)
 
     def joined(self, size: int) -> "Shares":
         """The same where `size` neighbouring ranks bring their tokens together, in the order of their positions."""

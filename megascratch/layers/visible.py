@@ -11,6 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from megascratch.layers.attention_pieces import Positions, QueryRun, RowBlock, row_blocks, runs_of
+
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Visible:
@@ -26,7 +30,26 @@ class Visible:
     """Whether queries and keys are the same tokens, at positions 0 ... s - 1, so that a causal kernel may be used."""
     window: int | None = None
     """Keys that a query sees at most, itself included."""
+    on_host: Positions | None = field(default=None, compare=False, repr=False)
+    """The same positions in host memory; None: they are copied when a kernel needs them."""
     _windowed: dict[int, "Visible"] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def runs(self) -> list[list[QueryRun]] | None:
+        """See `attention_pieces.runs_of`."""
+        return runs_of(self._positions, self.window)
+
+    @cached_property
+    def row_blocks(self) -> list[RowBlock]:
+        """See `attention_pieces.row_blocks`."""
+        return row_blocks(self._positions, self.window)
+
+    @property
+    def _positions(self) -> Positions:
+        if self.on_host is not None:
+            return self.on_host
+        starts = None if self.starts is None else self.starts.cpu().numpy()
+        return Positions(self.queries.cpu().numpy(), self.keys.cpu().numpy(), starts)
 
     @property
     def is_causal(self) -> bool:
@@ -41,10 +64,11 @@ class Visible:
             self._windowed[window] = replace(self, window=window, _windowed={})
         return self._windowed[window]
 
-    def part(self, queries: slice, keys: slice) -> "Visible":
+    def part(self, queries: slice, keys: slice, samples: slice = ALL) -> "Visible":
         """What neighbouring queries see of neighbouring keys, both by their place in the tensors."""
-        starts = None if self.starts is None else self.starts[:, queries]
-        return Visible(self.queries[queries], self.keys[keys], starts, False, self.window)
+        starts = None if self.starts is None else self.starts[samples, queries]
+        on_host = None if self.on_host is None else self.on_host.part(queries, keys, samples)
+        return Visible(self.queries[queries], self.keys[keys], starts, False, self.window, on_host)
 
     @property
     def dense(self) -> Tensor:

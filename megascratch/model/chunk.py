@@ -18,6 +18,7 @@ from megascratch.config.layout import Layout
 from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ParallelConfig
 from megascratch.data.samples.batch import Batch
+from megascratch.layers.attention_pieces import Positions
 from megascratch.layers.context import ForwardContext, Shares
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
@@ -237,7 +238,16 @@ def context_of(batch: Batch) -> ForwardContext:
         places,
         batch.sample_length,
         batch.real,
-        Visible(places, places, starts, batch.in_order),
+        Visible(places, places, starts, batch.in_order, on_host=_positions(batch)),
         shares=shares,
         side_losses=batch.side_losses,
     )
+
+
+def _positions(batch: Batch) -> Positions | None:
+    """The positions of the tokens and of their documents, in host memory."""
+    places = batch.host_positions
+    if places is None:
+        return None
+    starts = None if batch.host_starts is None else batch.host_starts[:, places]
+    return Positions(places, places, starts)

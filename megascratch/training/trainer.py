@@ -379,9 +379,8 @@ class Trainer:
         order = self.config.parallel.context_parallel_order
         found = []
         for batch in batches:
-            starts = None if batch.document_starts is None else batch.document_starts.numpy()
-            positions = positions_of_ranks(order, batch.sample_length, cp.size, starts)
-            found.append(batch.cut(SampleCut(positions, starts), cp.rank))
+            positions = positions_of_ranks(order, batch.sample_length, cp.size, batch.host_starts)
+            found.append(batch.cut(SampleCut(positions, batch.host_starts), cp.rank))
         return found
 
     def _before_backward(self, action: Action, last: bool) -> None:

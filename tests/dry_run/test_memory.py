@@ -10,7 +10,7 @@ from megascratch.config.layers import MLPSpec
 from megascratch.dry_run.memory import PARTS, MemoryTracker
 from megascratch.dry_run.steps import START
 from megascratch.layers import mlp
-from megascratch.layers.kernels.attention import attention
+from megascratch.layers.kernels.attention import Scores, attend
 from megascratch.layers.kernels.cross_entropy import rows_of
 from megascratch.layers.kernels.dropout import Elements, Site, drop
 from megascratch.layers.kernels.norms import rms_norm
@@ -145,7 +145,8 @@ def kept_by(kind: str, make) -> int:
 def of_attention(dtype: torch.dtype):
     q, k, v = (meta(2, 4, 512, 64, dtype=dtype) for _ in range(3))
     places = torch.arange(512, device="meta")
-    return (q, k, v), partial(attention, visible=Visible(places, places, None, in_order=True))
+    visible = Visible(places, places, None, in_order=True)
+    return (q, k, v), partial(attend, visible=visible, scores=Scores(64**-0.5))
 
 
 def of_dropout():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.dropout import AttentionDropout, Dropout
-from megascratch.layers.kernels.attention import attention
+from megascratch.layers.kernels.attention import Scores, attend
 from megascratch.layers.visible import Visible
 from megascratch.model.build import build_chunks
 from megascratch.parallel.axis import Axis
@@ -40,7 +40,9 @@ def in_another_order(batch: Batch, order: list[int]) -> Batch:
         name: getattr(batch, name)[:, order]
         for name in ("ids", "labels", "loss_mask", "positions", "real")
     }
-    return replace(batch, **columns, sample_positions=torch.tensor(order), in_order=False)
+    return replace(
+        batch, **columns, sample_positions=torch.tensor(order), in_order=False, host_positions=None
+    )
 
 
 def loss_and_gradients(config, batch: Batch) -> dict[str, Tensor]:
@@ -113,12 +115,13 @@ def test_a_part_of_a_sample_has_the_dropout_masks_of_the_whole(order, tp):
 def test_queries_of_a_part_see_what_they_see_in_the_whole(order, starts):
     places = torch.arange(S)
     q, k, v = torch.randn(3, 2, 4, S, 8, generator=torch.Generator().manual_seed(1)).double()
-    whole = attention(q, k, v, Visible(places, places, starts, in_order=True))
+    scores = Scores(8**-0.5)
+    whole = attend(q, k, v, Visible(places, places, starts, in_order=True), scores)
     keys = torch.tensor(ORDERS[order])
     for mine in parts_of(ORDERS[order]):
         own_starts = None if starts is None else starts[:, mine]
         visible = Visible(mine, keys, own_starts, in_order=False)
-        found = attention(q[:, :, mine], k[:, :, keys], v[:, :, keys], visible)
+        found = attend(q[:, :, mine], k[:, :, keys], v[:, :, keys], visible, scores)
         assert torch.allclose(found, whole[:, :, mine], rtol=1e-10, atol=1e-12)
 
 

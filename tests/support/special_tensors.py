@@ -20,7 +20,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from megascratch.config.layers import RopeSpec
 from megascratch.layers.kernels import cpu
 from megascratch.layers.kernels.activations import gelu, swiglu
-from megascratch.layers.kernels.attention import SHORT, attention
+from megascratch.layers.kernels.attention import SHORT, Scores, attend
 from megascratch.layers.kernels.norms import layer_norm, rms_norm
 from megascratch.layers.kernels.products import product
 from megascratch.layers.kernels.rotary import split_heads
@@ -41,7 +41,8 @@ def heads_of(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
 def attended(x: Tensor) -> Tensor:
     q = x.unflatten(-1, (HEADS, WIDTH)).permute(1, 2, 0, 3)
     places = torch.arange(S)
-    return attention(q, q * 2, q + 1, Visible(places, places, None, in_order=True))
+    visible = Visible(places, places, None, in_order=True)
+    return attend(q, q * 2, q + 1, visible, Scores(q.shape[3] ** -0.5))
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

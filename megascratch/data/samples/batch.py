@@ -45,6 +45,10 @@ class Batch:
     """Whether the tokens are the whole sample, at positions 0 ... S - 1."""
     sample_cut: SampleCut | None = None
     """Who has which tokens, where context ranks share each sample; else None."""
+    host_positions: np.ndarray | None = None
+    """`sample_positions` in host memory, wherever the batch is; None: not kept."""
+    host_starts: np.ndarray | None = None
+    """`document_starts` in host memory."""
     side_losses: SideLosses | None = None
     """The terms of the loss in the middle of the model; None if none is trained or measured."""
 
@@ -59,6 +63,7 @@ class Batch:
             positions=self.positions[:, mine],
             real=self.real[:, mine],
             sample_positions=mine,
+            host_positions=sample_cut.positions[rank],
             in_order=False,
             sample_cut=sample_cut,
         )
@@ -104,6 +109,7 @@ def collate(
     boundary = nowhere if eod is None else (ids == eod) & real[:, 1:]
     loss_mask = learned & ~boundary if eod_mask_loss else learned
     place = np.arange(seq_length)
+    document_starts = _starts(boundary) if reset_attention_mask else None
     positions = place - _starts(boundary if reset_position_ids else nowhere)
     return Batch(
         ids=_tensor(ids),
@@ -114,7 +120,9 @@ def collate(
         samples=torch.tensor(list(numbers), dtype=torch.int64),
         sample_positions=_tensor(place),
         sample_length=seq_length,
-        document_starts=_tensor(_starts(boundary)) if reset_attention_mask else None,
+        document_starts=None if document_starts is None else _tensor(document_starts),
+        host_positions=place,
+        host_starts=document_starts,
         in_order=True,
     )
 

@@ -2,8 +2,10 @@
 Llama 3 (arXiv 2407.21783, section 3.3.2). Backward gathers them again instead of keeping them.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels.attention import (
@@ -13,7 +15,6 @@ from megascratch.layers.kernels.attention import (
     grad_of_sinks,
     join_sinks,
 )
-from megascratch.layers.kernels.cpu import once_differentiable
 from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.collectives import all_gather, reduce_scatter
@@ -33,9 +34,7 @@ def gathered(
     """See `core.py`."""
     assert context.shares is not None
     order = context.shares.in_order  # [S]
-    keys = torch.arange(len(order), device=q.device)
-    own = context.visible
-    visible = Visible(own.queries, keys, own.starts, in_order=False).windowed(window)
+    visible = context.shares.seen_from(cp.axis.rank, np.arange(len(order)), window)
     return _Gathered.apply(q, k, v, sinks, visible, scores, order, cp.axis)
 
 

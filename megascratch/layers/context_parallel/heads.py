@@ -7,12 +7,11 @@ the same one, and the gradients of the copies are summed.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megascratch.layers.context import ForwardContext, Shares
 from megascratch.layers.context_parallel.ring import around
 from megascratch.layers.kernels.attention import Scores, attend
-from megascratch.layers.kernels.cpu import once_differentiable
-from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.context_axes import ContextAxes
 from megascratch.parallel.exchanges import all_to_all
@@ -32,8 +31,7 @@ def heads_for_tokens(
     shares = context.shares
     assert shares is not None
     own = _OwnHeads(q, k, v, sinks, scores, cp.axis, shares.in_order)
-    places = torch.arange(len(shares.in_order), device=q.device)
-    visible = Visible(places, places, shares.starts, in_order=True).windowed(window)
+    visible = shares.all_tokens.windowed(window)
     return own.back(attend(own.q, own.k, own.v, visible, own.scores, own.sinks))
 
 

@@ -7,6 +7,7 @@ with them the sums of their gradients, which at last go home.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megascratch.layers.context import ForwardContext, Shares
 from megascratch.layers.kernels.attention import (
@@ -17,7 +18,6 @@ from megascratch.layers.kernels.attention import (
     join_sinks,
     merge,
 )
-from megascratch.layers.kernels.cpu import once_differentiable
 from megascratch.layers.visible import Visible
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.context_axes import ContextAxes
@@ -61,14 +61,11 @@ class _Blocks:
         self.axis = axis
         self.steps = shares.cut.distance(window) + 1  # blocks that reach this rank
         self.visible: list[Visible | None] = []  # by the number of ranks back; None: nothing
-        queries = shares.of_rank(axis.rank)
-        starts = None if shares.starts is None else shares.starts[:, queries]
         for back in range(self.steps):
             other = (axis.rank - back) % axis.size
             visible = None
             if shares.cut.sees(axis.rank, other, window):
-                keys = shares.of_rank(other)
-                visible = Visible(queries, keys, starts, in_order=False).windowed(window)
+                visible = shares.seen_from(axis.rank, shares.cut.positions[other], window)
             self.visible.append(visible)
 
 

@@ -5,16 +5,14 @@ On the meta device torch would compute attention in plain steps. In a dry run th
 target is called by its name instead: it keeps the output and the log of each row's sum, and no scores.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megascratch.layers.kernels import cpu
+from megascratch.layers.attention_pieces import QueryRun
+from megascratch.layers.kernels import cpu, flash_attention, plain_attention
+from megascratch.layers.kernels.choice import only_formulas
 from megascratch.layers.kernels.plain_attention import Scores as Scores
-from megascratch.layers.kernels.plain_attention import attend_backward as attend_backward
-from megascratch.layers.kernels.plain_attention import attend_forward as attend_forward
 from megascratch.layers.kernels.plain_attention import merge as merge
 from megascratch.layers.kernels.products import ON_INTEL
 from megascratch.layers.visible import Visible
@@ -24,16 +22,6 @@ from megascratch.parallel.device_kind import device_kind, is_imitated
 # That kernel uses MKL, which on Intel processors is fast enough at very small products to win there again.
 SHORT = range(96 if ON_INTEL else 1, 257)
 _ROWS = 128  # queries at once, with the keys up to the last of them: products with later keys would be masked
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
-    """Attention of q, k and v, each [b, n, s, d] -> [b, n, s, d]."""
-    if visible.is_causal and _is_short(q, k, v):
-        return _ShortCausalAttention.apply(q, k, v)
-    mask = None if visible.is_causal else visible.dense
-    if is_imitated(q):
-        return _imitated(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
 def attend(
@@ -50,7 +38,76 @@ def attend(
         sinks: [n], a score of each head that takes part in the softmax and has no value (Xiao et al. 2023,
             arXiv 2309.17453).
     """
+    is_plain = _is_plain(q, k, v, scores) and sinks is None
+    if is_plain and (visible.is_causal or only_formulas() or device_kind(q) != "cpu"):
+        return _by_torch(q, k, v, visible, scores)
+    if only_formulas():
+        return plain_attention.attend_by_formula(q, k, v, visible, scores, sinks)
     return _Attend.apply(q, k, v, sinks, visible, scores)
+
+
+def attend_forward(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """As `plain_attention.attend_forward`, by the fastest kernel."""
+    runs = _runs(q, k, v, visible, scores)
+    if runs is None:
+        return plain_attention.attend_forward(q, k, v, visible, scores)
+    return flash_attention.forward(q, k, v, visible, scores, runs)
+
+
+def attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    visible: Visible,
+    scores: Scores,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `plain_attention.attend_backward`, by the fastest kernel."""
+    runs = _runs(q, k, v, visible, scores)
+    if runs is None:
+        return plain_attention.attend_backward(grad, q, k, v, out, lse, visible, scores)
+    return flash_attention.backward(grad, q, k, v, out, lse, visible, scores, runs)
+
+
+def _runs(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores
+) -> list[list[QueryRun]] | None:
+    """The runs that the fused kernel takes; None: it does not take these."""
+    return visible.runs if flash_attention.supports(q, k, v, scores) else None
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> bool:
+    """Whether torch's own attention computes these scores."""
+    return scores.softcap is None and scores.dropout is None and q.shape[3] == v.shape[3]
+
+
+def _by_torch(q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores) -> Tensor:
+    """Attention without soft cap, dropout and sinks, with as many or fewer key/value heads."""
+    has_own_scale = scores.scale != q.shape[3] ** -0.5
+    if visible.is_causal and not has_own_scale and _is_short(q, k, v):
+        times = q.shape[1] // k.shape[1]
+        return _ShortCausalAttention.apply(q, _repeated(k, times), _repeated(v, times))
+    mask = None if visible.is_causal else visible.dense
+    if is_imitated(q):
+        return _imitated(q, k, v, mask, scores.scale)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scores.scale if has_own_scale else None,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Each key/value head for the neighbouring query heads that share it."""
+    return x if times == 1 else x.repeat_interleave(times, 1)
 
 
 class _Attend(torch.autograd.Function):
@@ -93,37 +150,33 @@ def grad_of_sinks(grad: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tens
     return -(weights * delta).sum((0, 2)).to(sinks.dtype)
 
 
-def _imitated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _imitated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """What `F.scaled_dot_product_attention` calls on the target of a dry run, causal without a mask."""
     causal = mask is None
     if mask is not None:  # what is added to the scores
         mask = torch.where(mask, q.new_zeros(()), q.new_full((), -torch.inf))
     if device_kind(q) == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return flash(q, k, v, 0.0, causal, attn_mask=mask)[0]
+        return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
     if q.dtype == torch.float64:  # no fused kernel of CUDA has it
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
     if causal and q.dtype != torch.float32:
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(q, k, v, 0.0, True, scale=scale)[0]
+    times = q.shape[1] // k.shape[1]
+    k = _repeated(k, times)  # this kernel has no groups
+    v = _repeated(v, times)
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    return efficient(q, k, v, mask, q.requires_grad, 0.0, causal)[0]
-
-
-def attention_with_dropout(
-    q: Tensor, k: Tensor, v: Tensor, visible: Visible, dropout: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """As `attention`, with `dropout` of the weights [b, n, q, k]; in plain steps, because the dropout masks of fused
-    kernels depend on the layout."""
-    scores = (q @ k.transpose(2, 3)) * q.shape[3] ** -0.5  # [b, n, q, k]
-    weights = scores.masked_fill(~visible.dense, -torch.inf).softmax(-1)
-    return dropout(weights) @ v
+    return efficient(q, k, v, mask, q.requires_grad, 0.0, causal, scale=scale)[0]
 
 
 def _is_short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether `_ShortCausalAttention` supports these inputs and is faster."""
-    if q.shape != k.shape or q.shape[2] not in SHORT:
+    if q.shape[2:] != k.shape[2:] or q.shape[2] not in SHORT:
         return False
     return cpu.supports(q, k, v)
 

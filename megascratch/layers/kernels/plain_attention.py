@@ -37,12 +37,15 @@ def attend_forward(
     Returns:
         out [b, n, q, e] and lse [b, n, q]; a query that sees no key has out 0 and lse -inf.
     """
-    bent = _bent(_products(q, k), scores)
-    lse = bent.masked_fill(~visible.dense, -torch.inf).logsumexp(-1)  # [b, n, q]
-    weights = _weights(bent, lse, visible)
-    if scores.dropout is not None:
-        weights = scores.dropout(weights, visible, scores.first_head)
-    return _weighted_sum(weights, v), lse
+    b, n, s, _ = q.shape
+    out = q.new_empty(s, b, n, v.shape[3]).permute(1, 2, 0, 3)  # as the next layer reads it
+    lse = torch.empty(b, n, s, dtype=_wide(q), device=q.device)
+    for rows, columns in visible.row_blocks:
+        block = _forward(
+            q[:, :, rows], k[:, :, columns], v[:, :, columns], visible.part(rows, columns), scores
+        )
+        out[:, :, rows], lse[:, :, rows] = block
+    return out, lse
 
 
 def attend_backward(
@@ -57,19 +60,77 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v. k and v may be a part of the keys: `out` and `lse` are those of all keys, sinks
     included."""
-    bent = _bent(_products(q, k), scores)
+    grad_q = torch.empty_like(q)
+    grad_k = torch.zeros(k.shape, dtype=_wide(k), device=k.device)
+    grad_v = torch.zeros(v.shape, dtype=_wide(v), device=v.device)
+    for rows, columns in visible.row_blocks:
+        parts = _backward(
+            grad[:, :, rows],
+            q[:, :, rows],
+            out[:, :, rows],
+            lse[:, :, rows],
+            k[:, :, columns],
+            v[:, :, columns],
+            visible.part(rows, columns),
+            scores,
+        )
+        grad_q[:, :, rows] = parts[0]
+        grad_k[:, :, columns] += parts[1]
+        grad_v[:, :, columns] += parts[2]
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def attend_by_formula(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores, sinks: Tensor | None
+) -> Tensor:
+    """Attention in differentiable operations of torch alone, for compiled graphs and functorch's transforms."""
+    bent = _bent(_products(q, k), scores).masked_fill(~visible.dense, -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(bent.dtype)[:, None, None].expand(*bent.shape[:3], 1)
+        weights = torch.cat((bent, sink), -1).softmax(-1)[..., :-1]
+    else:
+        weights = bent.softmax(-1)
+    if scores.dropout is not None:
+        weights = scores.dropout(weights, visible, scores.first_head)
+    return _weighted_sum(weights.to(v.dtype), v)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, visible: Visible, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """`attend_forward` of a few queries."""
+    bent = _bent(_products(q, k), scores).to(_wide(q))
+    lse = bent.masked_fill(~visible.dense, -torch.inf).logsumexp(-1)  # [b, n, q]
+    weights = _weights(bent, lse, visible).to(v.dtype)
+    if scores.dropout is not None:
+        weights = scores.dropout(weights, visible, scores.first_head)
+    return _weighted_sum(weights, v), lse
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Visible,
+    scores: Scores,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` of a few queries."""
+    bent = _bent(_products(q, k), scores).to(_wide(q))
     weights = _weights(bent, lse, visible)
     grad_weights = _products(grad, v)  # [b, n, q, k]
     dropped = weights
     if scores.dropout is not None:  # a product with a mask: its gradient is the same product
         dropped = scores.dropout(weights, visible, scores.first_head)
         grad_weights = scores.dropout(grad_weights, visible, scores.first_head)
-    grad_v = _sum_over_rows(dropped, grad, v)
+    grad_v = _sum_over_rows(dropped.to(grad.dtype), grad, v)
     delta = (grad * out).sum(-1, keepdim=True)  # [b, n, q, 1]
     grad_scores = weights * (grad_weights - delta)
     if scores.softcap is not None:
         grad_scores = grad_scores * (1 - (bent / scores.softcap).square())
-    grad_scores = grad_scores * scores.scale
+    grad_scores = (grad_scores * scores.scale).to(q.dtype)
     return _weighted_sum(grad_scores, k), _sum_over_rows(grad_scores, q, k), grad_v
 
 
@@ -80,6 +141,11 @@ def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tup
     share = (lse - both).exp().where(seen, 0)[..., None]
     other_share = (other_lse - both).exp().where(seen, 0)[..., None]
     return (out * share + other_out * other_share).to(out.dtype), both
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """fp32, or the type of x if it is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
