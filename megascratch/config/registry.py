@@ -39,7 +39,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 BUILT_IN: Mapping[Kind, tuple[str, ...]] = {
     "norm": ("LayerNorm", "RMSNorm"),
-    "activation": ("gelu", "openai_gelu", "squared_relu", "swiglu"),
+    "activation": (
+        "gelu",
+        "openai_gelu",
+        "squared_relu",
+        "swiglu",
+        "geglu",
+        "geglu_exact",
+        "quick_geglu",
+    ),
     "mixer": ("attention",),
     "feed_forward": ("mlp",),
     "optimizer": ("adam",),
@@ -74,6 +82,9 @@ folded: the chunks of a rank are placed in a V, so that the first rank also hold
 
 _BUILT_IN_FACTS: Mapping[str, Mapping[str, Any]] = {
     "swiglu": {"inputs": 2},
+    "geglu": {"inputs": 2},
+    "geglu_exact": {"inputs": 2},
+    "quick_geglu": {"inputs": 2},
     "interleaved": {"chunks": None},
     "csv": {"chunks": None},
     "zb_v": {"chunks": 2, "folded": True},

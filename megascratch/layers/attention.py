@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megascratch.config.layers import AttentionSpec
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.context_parallel.core import CORES
 from megascratch.layers.dropout import AttentionDropout
 from megascratch.layers.kernels.attention import Scores, attend
-from megascratch.layers.kernels.rotary import split_heads
+from megascratch.layers.kernels.rotary import rotate_heads, split_heads
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.norm import build_norm
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer, SublayerSite
 from megascratch.layers.visible import Visible
-from megascratch.parallel.shard import Part
+from megascratch.layers.wide_norm import WideNorm
+from megascratch.parallel.axis import Axis
+from megascratch.parallel.shard import Cut, Part, Shard
 
 
 @dataclass
@@ -55,9 +58,12 @@ class Attention(Mixer):
         self.softcap = spec.softcap
         self.ropes = () if spec.rope is None else (spec.rope,)
         self.recompute_core = False
+        self.has_gate = spec.output_gate
         q_part = Part(spec.heads * width, spec.heads)
         kv_part = Part(spec.groups * width, spec.groups)
-        parts = (q_part, kv_part, kv_part)
+        parts: tuple[Part, ...] = (q_part, kv_part, kv_part)
+        if self.has_gate:
+            parts += (q_part,)
         self.qkv = ColumnParallelLinear(
             site.hidden_size,
             sum(part.size for part in parts),
@@ -67,6 +73,15 @@ class Attention(Mixer):
             std=site.std,
             sequence_parallel=site.sequence_parallel,
         )
+        self.q_norm = _qk_norm(spec, spec.heads, tp)
+        self.k_norm = _qk_norm(spec, spec.groups, tp)
+        self.shards: dict[str, Shard] = {}
+        self.sinks = None
+        self.has_fixed_sink = spec.sinks == "off-by-one"
+        if spec.sinks == "learnable":
+            cut = Cut("tp", 0, (Part(spec.heads, spec.heads),))
+            self.shards["sinks"] = Shard((spec.heads,), (cut,), role="scalar", std=site.std)
+            self.sinks = nn.Parameter(torch.empty(self.heads))
         self.dropout = AttentionDropout(spec.dropout, site.seed, 4 * site.layer + 4, tp)
         self.proj = RowParallelLinear(
             spec.heads * width,
@@ -92,35 +107,63 @@ class Attention(Mixer):
     ) -> Tensor:  # [s or s/tp, b, h] -> the same
         qkv = self.qkv(x)  # [s, b, (q + k + v heads) * d]
         qkv = qkv.view(*qkv.shape[:2], -1, self.width)  # [s, b, q + k + v heads, d]
-        heads = (self.heads, self.groups, self.groups)
-        if self.rope is None:
-            q, k, v = split_heads(qkv, heads)  # each [b, heads, s, d]
-        else:
-            angles = context.rotary[self.rope]
-            q, k, v = split_heads(qkv, heads, angles, self.rope.interleaved)
+        gate = None
+        if self.has_gate:
+            qkv, gate = qkv.split((self.heads + 2 * self.groups, self.heads), 2)
+        q, k, v = self._heads(qkv, context)
         if context.cache is not None:
             k, v = context.cache[self.layer].extend(k, v)
         if self.recompute_core and self.training:
             out = with_recompute(self._core, q, k, v, context)
         else:
             out = self._core(q, k, v, context)
+        if gate is not None:
+            out = out * torch.sigmoid(gate)
         return self.proj(out.flatten(2))  # [s, b, n/tp * d] -> [s or s/tp, b, h]
+
+    def _heads(self, qkv: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each [b, heads, s, d], from [s, b, q + k + v heads, d]: normed, then rotated."""
+        heads = (self.heads, self.groups, self.groups)
+        angles = None if self.rope is None else context.rotary[self.rope]
+        interleaved = self.rope is not None and self.rope.interleaved
+        if self.q_norm is None or self.k_norm is None:
+            return split_heads(qkv, heads, angles, interleaved)
+        q, k, v = qkv.split(heads, 2)
+        q = rotate_heads(self.q_norm(q), angles, interleaved)
+        k = rotate_heads(self.k_norm(k), angles, interleaved)
+        return q, k, rotate_heads(v, None)
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """q, k and v, each [b, heads, s, d] -> [s, b, n/tp, d]."""
         if self.cp.axis.size > 1:
             core = CORES[self.cp.comm_type]
             scores = self._scores(context)
-            out = core(q, k, v, None, context, self.window, scores, self.cp)
+            sinks = self._sinks(q)
+            out = core(q, k, v, sinks, context, self.window, scores, self.cp)
             return out.permute(2, 0, 1, 3)
         visible = context.visible.windowed(self.window)
-        return attend(q, k, v, visible, self._scores(context)).permute(2, 0, 1, 3)
+        out = attend(q, k, v, visible, self._scores(context), self._sinks(q))
+        return out.permute(2, 0, 1, 3)
+
+    def _sinks(self, q: Tensor) -> Tensor | None:
+        """A score [n/tp] of each head that has no value."""
+        return q.new_zeros(self.heads) if self.has_fixed_sink else self.sinks
 
     def _scores(self, context: ForwardContext) -> Scores:
         dropout = None
         if self.training and self.dropout.p:
             dropout = partial(_dropped, self.dropout, self.heads, context)
         return Scores(self.scale, self.softcap, dropout)
+
+
+def _qk_norm(spec: AttentionSpec, heads: int, tp: Axis) -> nn.Module | None:
+    """The norm of queries or keys. One over each head sees only those of a tensor rank, and so has a part of the
+    gradient on each."""
+    if spec.qk_norm is None:
+        return None
+    if spec.qk_norm_over == "all_heads":
+        return WideNorm(spec.qk_norm, heads, spec.head_width, tp)
+    return build_norm(spec.qk_norm, spec.head_width, tp, sequence_parallel=True)
 
 
 def _dropped(

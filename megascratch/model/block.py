@@ -62,7 +62,8 @@ class Branch(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + branch(x), once with the mixer and once with the feed-forward.
+    """x + branch(x), once with the mixer and once with the feed-forward, which reads the sum, or with `spec.parallel`
+    the same x as the mixer.
 
     Its modules, and so its weights, are called norm1 and norm2 (before a sublayer), post_norm1 and post_norm2 (on what
     it returns), and by the kinds of its mixer and feed-forward: ``attention.qkv.weight``.
@@ -109,6 +110,8 @@ class Block(nn.Module):
         self.add_module(spec.feed_forward.kind, feed_forward)
         self.dropout1 = Dropout(spec.dropout, seed, 4 * layer + 5, tp, sequence_parallel)
         self.dropout2 = Dropout(spec.dropout, seed, 4 * layer + 6, tp, sequence_parallel)
+        self.parallel = spec.parallel
+        self.residual_scale = spec.residual_scale
         self.again: frozenset[str] = frozenset()
         self.branches = (
             Branch(self.norm1, mixer, self.post_norm1, self.dropout1),
@@ -118,11 +121,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, context: ForwardContext
     ) -> Tensor:  # [s or s/tp, b, h] -> the same
+        read = x
         for branch in self.branches:
-            y = self._mixed(branch, x, context)
+            y = self._mixed(branch, read if self.parallel else x, context)
             if branch.post is not None:
                 y = branch.post(y)
-            x = x + branch.dropout(y, context)
+            y = branch.dropout(y, context)
+            if self.residual_scale is not None:
+                y = y * self.residual_scale
+            x = x + y
         return x
 
     def _mixed(self, branch: Branch, x: Tensor, context: ForwardContext) -> Tensor:

@@ -48,6 +48,7 @@ class Embedding(nn.Module):
             "embedding",
         )
         self.word = VocabParallelEmbedding(shard, tp, sequence_parallel)
+        self.scale = model.embedding_scale
         self.position = None
         if model.position_embedding_type == "learned_absolute":
             self.position = PositionEmbedding(
@@ -61,6 +62,8 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor, context: ForwardContext) -> Tensor:
         x = self.word(ids)  # [s or s/tp, b, h]
+        if self.scale is not None:  # rounded to the type of the weights, as in Gemma
+            x = x * torch.full((), self.scale, dtype=x.dtype, device=x.device)
         if self.position is not None:
             x = x + self.position(context.positions)
         return self.dropout(x, context)

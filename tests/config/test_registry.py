@@ -47,9 +47,9 @@ def test_look_up_finds_parts_of_the_package_and_registered_ones():
     register("activation", "mine")(len)
     assert look_up("activation", "mine", {"gelu": 1}) is len
     assert look_up("activation", "gelu", {"gelu": 1}) == 1
-    assert names("activation")[-2:] == ("swiglu", "mine")
+    assert names("activation")[-2:] == ("quick_geglu", "mine")
     with pytest.raises(
-        UserError, match=r"unknown activation yours: use one of gelu,.* swiglu, mine"
+        UserError, match=r"unknown activation yours: use one of gelu,.* quick_geglu, mine"
     ):
         look_up("activation", "yours", {})
 
@@ -153,8 +153,8 @@ def test_a_v_has_two_chunks_and_a_schedule_has_one_unless_it_says_so():
 
 
 def test_a_gated_activation_has_the_width_of_a_gate():
-    register("activation", "geglu", inputs=2)(len)
-    own = derive(flat(load_config(["--activation-function", "geglu"])[0]), 1)["ffn_hidden_size"]
+    register("activation", "tanhglu", inputs=2)(len)
+    own = derive(flat(load_config(["--activation-function", "tanhglu"])[0]), 1)["ffn_hidden_size"]
     known = [derive(flat(load_config(flags)[0]), 1)["ffn_hidden_size"] for flags in GATES]
     assert known == [own, own, 4 * 768]
 

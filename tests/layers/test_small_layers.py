@@ -145,6 +145,11 @@ FORMULAS = {
     "squared_relu": lambda x: x.clamp_min(0) ** 2,
     "swiglu": lambda x: x[..., :4] * torch.sigmoid(x[..., :4]) * x[..., 4:],
 }
+FORMULAS |= {
+    "geglu": lambda x: FORMULAS["openai_gelu"](x[..., :4]) * x[..., 4:],
+    "geglu_exact": lambda x: FORMULAS["gelu"](x[..., :4]) * x[..., 4:],
+    "quick_geglu": lambda x: x[..., :4] * torch.sigmoid(1.702 * x[..., :4]) * x[..., 4:],
+}
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -164,6 +169,17 @@ def test_an_mlp_is_two_products_around_the_activation(kind):
     inner = FORMULAS[kind](x @ mlp.fc1.weight.T + mlp.fc1.bias)
     expected = inner @ mlp.fc2.weight.T + mlp.fc2.bias
     assert torch.allclose(mlp(x, plain_context(3, torch.arange(2))), expected, atol=1e-5)
+
+
+def test_a_gated_activation_is_limited_as_in_gpt_oss():
+    """The gate from above, the other half on both sides; the offset is added after that."""
+    spec = MLPSpec(4, "quick_geglu", True, (), clamp=0.5, linear_offset=1.0)
+    function = MLP(spec, site_of(6)).activation
+    x = torch.tensor([[-3.0, 0.2, 0.5, 2.0, -2.0, 0.1, 0.5, 4.0]], dtype=torch.float64)
+    gate = torch.tensor([[-3.0, 0.2, 0.5, 0.5]], dtype=torch.float64)
+    up = torch.tensor([[0.5, 1.1, 1.5, 1.5]], dtype=torch.float64)
+    assert torch.allclose(function(x), gate / (1 + (-1.702 * gate).exp()) * up)
+    assert torch.autograd.gradcheck(function, (torch.randn(3, 8).double().requires_grad_(),))
 
 
 def test_dropout_zeroes_its_share_and_scales_the_rest():

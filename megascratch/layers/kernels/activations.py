@@ -1,4 +1,6 @@
-"""SwiGLU (Shazeer 2020) and GELU (Hendrycks, Gimpel 2016)."""
+"""SwiGLU and other gated activations (Shazeer 2020, arXiv 2002.05202), and GELU (Hendrycks, Gimpel 2016)."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,54 @@ def swiglu(x: Tensor) -> Tensor:
         gate, up = x.chunk(2, -1)
         return F.silu(gate) * up
     return _SwiGLU.apply(x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), an approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gated(
+    x: Tensor, function: Callable[[Tensor], Tensor], clamp: float | None, offset: float
+) -> Tensor:
+    """[..., gate | up] -> function(gate) * (up + offset).
+
+    Args:
+        clamp: the gate is at most this, and up within plus or minus this (gpt-oss); None: no limit.
+    """
+    if only_formulas():
+        return _gated(x, function, clamp, offset)
+    return _Gated.apply(x, function, clamp, offset)
+
+
+def _gated(
+    x: Tensor, function: Callable[[Tensor], Tensor], clamp: float | None, offset: float
+) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    if clamp is not None:
+        gate = gate.clamp(max=clamp)
+        up = up.clamp(-clamp, clamp)
+    return function(gate) * (up + offset)
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps only its input; backward computes the steps again."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *how) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.how = how
+        return _gated(x, *how)
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            again = x.detach().requires_grad_()
+            y = _gated(again, *ctx.how)
+            (grad_x,) = torch.autograd.grad(y, again, grad)
+        return grad_x, None, None, None
 
 
 _NAMES = {False: "none", True: "tanh"}  # torch's, of GELU and its approximation

@@ -56,6 +56,40 @@ class _Rotate(torch.autograd.Function):
         return grad_qkv, None, None, None, None
 
 
+class _RotateHeads(torch.autograd.Function):
+    """Rotates heads and changes to the layout of attention in one pass; keeps only the angles."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        s, b, n, d = x.shape
+        out = x.new_empty(n, b, s, d).transpose(0, 1)  # [b, n, s, d]
+        _turn(_per_head(x), cos, sin, out, interleaved, back=False)
+        return out
+
+    @staticmethod
+    @cpu.once_differentiable
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.saved_tensors
+        b, n, s, d = grad.shape
+        grad_x = grad.new_empty(s, b, n, d)
+        _turn(grad, cos, sin, _per_head(grad_x), ctx.interleaved, back=True)
+        return grad_x, None, None, None
+
+
+def rotate_heads(
+    x: Tensor, angles: tuple[Tensor, Tensor] | None, interleaved: bool = False
+) -> Tensor:
+    """Heads [s, b, n, d] in the layout of attention [b, n, s, d], rotated as by `split_heads` if there are angles."""
+    if angles is None:
+        return _per_head(x)
+    cos, sin = angles
+    if only_formulas():
+        return _turned(_per_head(x), cos, sin, interleaved)
+    return _RotateHeads.apply(x, _per_head(cos), _per_head(sin), interleaved)
+
+
 def _grad_qkv(grads: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Allocates the gradient of qkv [s, b, n, d]; returns it and its views for q, k and v [b, n, s, d]."""
     heads = [grad.shape[1] for grad in grads]
