@@ -8,6 +8,7 @@ allow it, not those of the small model that is run.
 import random
 from collections.abc import Callable, Collection
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 from megascratch.config import registry
@@ -26,13 +27,18 @@ from megascratch.config.settings import ModelConfig, ParallelConfig
 from megascratch.config.stage_string import string_of_layers
 from megascratch.pipeline.schedule import Placement
 from megascratch.verification.random_schedule import random_schedule_file
-from megascratch.verification.shrink import shrunk
+from megascratch.verification.shrink import ranks_of_heads, shrunk
 from megascratch.verification.small_layout import small_batch, small_cut
 
-SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+SIZES = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "data_parallel_size",
+    "context_parallel_size",
+)
 TRIES = 300  # for each random layout that is requested
 
-KINDS: dict[str, Values] = {
+KINDS: dict[str, dict[str, Any]] = {
     "gpt": {},
     "llama": {
         "position_embedding_type": "rope",
@@ -59,6 +65,45 @@ KINDS: dict[str, Values] = {
         "apply_layernorm_1p": True,
     },
 }
+KINDS |= {
+    "norms of queries and keys": KINDS["llama"] | {"qk_layernorm": True},
+    "olmo": KINDS["llama"]
+    | {"qk_layernorm": True, "qk_layernorm_over": "all_heads", "norm_placement": "post"},
+    "gemma": KINDS["llama"]
+    | {
+        "qk_layernorm": True,
+        "apply_layernorm_1p": True,
+        "norm_placement": "both",
+        "embedding_scale": 8.0,
+        "swiglu": False,
+        "activation_function": "geglu",
+        "sliding_window": 300,
+        "attn_logit_softcapping": 50.0,
+        "softmax_scale": 0.2,
+        "untie_embeddings_and_output_weights": False,
+    },
+    "gpt-oss": KINDS["llama"]
+    | {
+        "softmax_type": "learnable",
+        "sliding_window": 128,
+        "swiglu": False,
+        "activation_function": "quick_geglu",
+        "activation_func_clamp_value": 7.0,
+        "glu_linear_offset": 1.0,
+        "add_qkv_bias": True,
+        "attention_output_bias": True,
+    },
+    "neox": {
+        "position_embedding_type": "rope",
+        "rotary_percent": 0.25,
+        "parallel_residual": True,
+        "untie_embeddings_and_output_weights": True,
+    },
+    "gated": KINDS["llama"]
+    | {"attention_output_gate": True, "residual_scale": 0.5, "softmax_type": "off-by-one"},
+}
+"""Kinds of models that `verify --random` draws from; the first is the default."""
+
 RECOMPUTE: list[Values] = [
     {},
     {"recompute_granularity": "selective"},
@@ -115,7 +160,7 @@ def own_layout(settings: Values, full_size: bool) -> Case:
     parallel = whole.config.parallel
     small = small_cut(whole.config.model, parallel)
     small |= small_batch(whole.config.training, parallel)
-    narrow = shrunk(flat(whole.config), settings["tensor_model_parallel_size"])
+    narrow = shrunk(flat(whole.config), ranks_of_heads(settings), settings["context_parallel_size"])
     return Case.of({**narrow, **small})
 
 
@@ -128,11 +173,13 @@ def every_layout(
     Raises: UserError if no layout is legal.
     """
     cases: dict[str, Case] = {}
-    for tp, pp, dp in _sizes(max_world):
+    for tp, pp, dp, cp in _sizes(max_world):
         options: dict[str, list[Any]] = {
             "tensor_model_parallel_size": [tp],
             "pipeline_model_parallel_size": [pp],
             "data_parallel_size": [dp],
+            "context_parallel_size": [cp],
+            "cp_comm_type": ["p2p", "all_gather", "a2a"] if cp > 1 else ["p2p"],
             "pipeline_schedule": list(registry.names("schedule")) if pp > 1 else ["1f1b"],
             "num_virtual_stages_per_pipeline_rank": [1, 2] if pp > 1 else [1],
             "sequence_parallel": [False, True] if tp > 1 else [False],
@@ -188,12 +235,12 @@ def _require_some(
     return cases
 
 
-def _sizes(max_world: int) -> list[tuple[int, int, int]]:
-    """Every (tp, pp, dp) of at most `max_world` ranks, those of few ranks first."""
+def _sizes(max_world: int) -> list[tuple[int, int, int, int]]:
+    """Every (tp, pp, dp, cp) of at most `max_world` ranks, those of few ranks first."""
     numbers = range(1, max_world + 1)
-    sizes = product(numbers, numbers, numbers)
-    fitting = [each for each in sizes if Layout(*each).world <= max_world]
-    return sorted(fitting, key=lambda each: (Layout(*each).world, each))
+    sizes = product(numbers, numbers, numbers, numbers)
+    fitting = [each for each in sizes if prod(each) <= max_world]
+    return sorted(fitting, key=lambda each: (prod(each), each))
 
 
 def _drawn(
@@ -204,7 +251,7 @@ def _drawn(
     full_size: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draws (layout and batch, other settings) at random. They may be illegal."""
-    tp, pp, dp = stream.choice(_sizes(max_world))
+    tp, pp, dp, cp = stream.choice(_sizes(max_world))
     schedule = stream.choice(registry.names("schedule"))
     chunks = stream.choice((1, 2))
     micro = stream.choice((1, 2))
@@ -212,6 +259,7 @@ def _drawn(
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "data_parallel_size": dp,
+        **_drawn_context(stream, cp),
         "pipeline_schedule": schedule,
         "num_virtual_stages_per_pipeline_rank": chunks,
         "sequence_parallel": stream.random() < 0.5,
@@ -238,6 +286,21 @@ def _drawn(
     if not set(given) & set(DOCUMENTS):
         extra |= stream.choice(({}, DOCUMENTS))
     return layout, extra
+
+
+def _drawn_context(stream: random.Random, cp: int) -> dict[str, Any]:
+    """Draws how `cp` ranks share sequences."""
+    heads = stream.choice([size for size in range(1, cp + 1) if cp % size == 0])
+    kind = stream.choice(("p2p", "p2p", "all_gather", "a2a", "a2a+p2p"))
+    order = stream.choice((None, "zigzag", "documents", "contiguous"))
+    if cp == 1:
+        return {"context_parallel_size": 1}
+    return {
+        "context_parallel_size": cp,
+        "cp_comm_type": kind,
+        "context_parallel_order": order,
+        "hierarchical_context_parallel_sizes": [heads, cp // heads] if kind == "a2a+p2p" else None,
+    }
 
 
 def _drawn_cut(stream: random.Random, pp: int, chunks: int) -> dict[str, Any]:
@@ -286,11 +349,15 @@ def _case(
         if "num_layers" not in layout:
             config = Case.of(whole).config
             cut = small_cut(config.model, config.parallel)
-        whole = {**shrunk(whole, max_world), **cut}
+        whole = {**shrunk(whole, max_world, max_world), **cut}
     return Case.of(whole)
 
 
 _NO_LAYOUT = (
+    "cp_comm_type",
+    "context_parallel_order",
+    "hierarchical_context_parallel_sizes",
+    "offload_modules",
     "overlap_grad_reduce",
     "overlap_param_gather",
     "ddp_bucket_size",
@@ -316,8 +383,10 @@ def _world(values: Values) -> int:
 
 def name_of(values: Values) -> str:
     """A short name that distinguishes resolved settings from the others of one verification."""
-    tp, pp, dp = (values[name] for name in SIZES)
-    words = [f"tp{tp}.pp{pp}.dp{dp}"]
+    tp, pp, dp, cp = (values[name] for name in SIZES)
+    words = [f"tp{tp}.pp{pp}.dp{dp}" + (f".cp{cp}" if cp > 1 else "")]
+    if cp > 1:
+        words += _words_of_context(values)
     if pp > 1:
         schedule = values["pipeline_schedule"]
         chunks = values["num_virtual_stages_per_pipeline_rank"]
@@ -341,6 +410,18 @@ def name_of(values: Values) -> str:
     microbatches = values["global_batch_size"] // (micro * dp)
     words.append(f"{microbatches} x {micro}")
     return ", ".join(words)
+
+
+def _words_of_context(values: Values) -> list[str]:
+    """How context ranks share sequences."""
+    kind = values["cp_comm_type"]
+    words = [kind]
+    if kind == "a2a+p2p":
+        words = [f"{kind} {'x'.join(map(str, values['hierarchical_context_parallel_sizes']))}"]
+    default = "contiguous" if kind == "a2a" else "zigzag"
+    if values["context_parallel_order"] != default:
+        words.append(values["context_parallel_order"])
+    return words
 
 
 _WORDS: dict[str, Callable[[Values], bool]] = {

@@ -98,8 +98,10 @@ _REAL_RUN = (
 )
 
 
-def shrunk(settings: Values, most_tensor_ranks: int) -> Values:
-    """Settings of a small model. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal.
+def shrunk(settings: Values, most_tensor_ranks: int, most_context_ranks: int = 1) -> Values:
+    """Settings of a small model. Every tensor-parallel size up to `most_tensor_ranks` that was legal stays legal, and
+    every context-parallel size up to `most_context_ranks`. Where these exchange heads, both numbers count together:
+    see `ranks_of_heads`.
 
     Settings of which one is outside its own range are returned unchanged: `validate` reports them.
     """
@@ -119,7 +121,7 @@ def shrunk(settings: Values, most_tensor_ranks: int) -> Values:
     ffn_multiple = gcd(now["ffn_hidden_size"], lcm(*tensor_ranks))
     narrower = max(1.0, now["hidden_size"] / hidden)
 
-    seq_length = _small_sequence(now["seq_length"], tensor_ranks)
+    seq_length = _small_sequence(now["seq_length"], tensor_ranks, most_context_ranks)
     more_positions = now["max_position_embeddings"] - now["seq_length"]
     vocab_unit = now["make_vocab_size_divisible_by"]
     small_vocab_unit = min(vocab_unit, 4)
@@ -211,9 +213,23 @@ def _scaled(base: int, number: int, of: int, multiple: int) -> int:
     return max(1, round(base * number / of / multiple)) * multiple
 
 
-def _small_sequence(length: int, tensor_ranks: Sequence[int]) -> int:
-    """A small sequence length, divisible by every number of tensor ranks by which the original one is divisible."""
-    unit = lcm(*(tp for tp in tensor_ranks if length % tp == 0))
+def ranks_of_heads(settings: Values) -> int:
+    """The number of ranks over which the heads of a layer are divided."""
+    ranks: int = settings["tensor_model_parallel_size"]
+    if settings["cp_comm_type"] == "a2a":
+        return ranks * settings["context_parallel_size"]
+    if settings["cp_comm_type"] == "a2a+p2p" and settings["hierarchical_context_parallel_sizes"]:
+        return ranks * settings["hierarchical_context_parallel_sizes"][0]
+    return ranks
+
+
+def _small_sequence(length: int, tensor_ranks: Sequence[int], most_context_ranks: int) -> int:
+    """A small sequence length, divisible by every number of tensor and context ranks by which the original one is
+    divisible."""
+    numbers = set(tensor_ranks)
+    for cp in range(2, most_context_ranks + 1):
+        numbers |= {2 * cp} | {cp * tp for tp in tensor_ranks}
+    unit = lcm(*(number for number in numbers if length % number == 0))
     return min(length, -(-SMALL_SEQUENCE // unit) * unit)
 
 

@@ -20,6 +20,59 @@ def layout(tp=1, pp=1, chunks=None, **more):
 
 
 BROKEN = [
+    # context parallelism
+    (
+        "sequence_over_context_ranks",
+        3,
+        layout(context_parallel_size=3, seq_length=64),
+        "seq-length (64) must be divisible by 2 x context-parallel-size (3): use seq-length 60 or 66",
+    ),
+    (
+        "sequence_over_context_ranks",
+        8,
+        layout(
+            tp=4,
+            context_parallel_size=2,
+            sequence_parallel=True,
+            seq_length=12,
+            max_position_embeddings=64,
+        ),
+        "seq-length (12) must be divisible by 2 x context-parallel-size (2), and by 2 x tensor-model-parallel-size (4) "
+        "with sequence-parallel: use seq-length 8 or 16",
+    ),
+    (
+        "heads_over_context_ranks",
+        8,
+        layout(context_parallel_size=8, cp_comm_type="a2a"),
+        "num-attention-heads (12) over tensor-model-parallel-size (1) is 12, which the 8 context ranks that exchange "
+        "heads (cp-comm-type a2a) cannot share evenly: use context-parallel-size 1, 2 or 4, "
+        "num-attention-heads 8 or 16, or cp-comm-type p2p",
+    ),
+    (
+        "hierarchy_is_the_context_size",
+        4,
+        layout(context_parallel_size=4, cp_comm_type="a2a+p2p"),
+        "cp-comm-type a2a+p2p needs hierarchical-context-parallel-sizes, the ranks that exchange heads and those "
+        "of the ring: use 1 4, 2 2 or 4 1",
+    ),
+    (
+        "hierarchy_is_the_context_size",
+        4,
+        layout(
+            context_parallel_size=4,
+            cp_comm_type="a2a+p2p",
+            hierarchical_context_parallel_sizes=[2, 3],
+        ),
+        "hierarchical-context-parallel-sizes (2 3) must be two sizes whose product is context-parallel-size (4): use "
+        "1 4, 2 2 or 4 1",
+    ),
+    (
+        "every_mixer_shares_sequences",
+        2,
+        layout(context_parallel_size=2, mixers=["attention", "gated_delta_net"]),
+        "context-parallel-size (2) divides each sequence, which mixers gated_delta_net do not allow: their state would "
+        "have to travel from rank to rank: use context-parallel-size 1, or use attention in every layer",
+    ),
     # the model
     (
         "heads_share_the_width",

@@ -120,11 +120,12 @@ def test_every_layout_is_every_legal_one_and_each_once():
     names = [case.name for case in cases]
     sizes = {name.split(",")[0] for name in names}
     assert sizes == {
-        f"tp{t}.pp{p}.dp{d}"
+        f"tp{t}.pp{p}.dp{d}" + (f".cp{c}" if c > 1 else "")
         for t in (1, 2, 4)
         for p in (1, 2, 4)
         for d in (1, 2, 3, 4)
-        if t * p * d <= 4
+        for c in (1, 2, 4)
+        if t * p * d * c <= 4
     }
     assert len(names) == len(set(names))
     assert all(world_of(case.config.parallel) <= 4 for case in cases)

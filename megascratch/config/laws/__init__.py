@@ -12,7 +12,17 @@ from typing import Any, get_args
 
 from megascratch.config.errors import SettingError
 from megascratch.config.fields import RANGES
-from megascratch.config.laws import batch, batch_schedule, data, layout, model, optim, parts, run
+from megascratch.config.laws import (
+    batch,
+    batch_schedule,
+    context,
+    data,
+    layout,
+    model,
+    optim,
+    parts,
+    run,
+)
 from megascratch.config.ranges import out_of_range
 from megascratch.config.remedies import WORLD, Broken, complaint
 from megascratch.config.resolve import Values, derive
@@ -20,6 +30,7 @@ from megascratch.config.resolve import Values, derive
 LAWS: list[Callable[..., str | Broken | None]] = [
     *model.LAWS,
     *layout.LAWS,
+    *context.LAWS,
     *batch.LAWS,
     *batch_schedule.LAWS,
     *data.LAWS,
