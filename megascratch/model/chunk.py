@@ -19,6 +19,7 @@ from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ParallelConfig
 from megascratch.data.samples.batch import Batch
 from megascratch.layers.attention_pieces import Positions
+from megascratch.layers.chunked_loss import Logits, chunked_loss
 from megascratch.layers.context import ForwardContext, Shares
 from megascratch.layers.dropout import Dropout
 from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbedding, vocab_shard
@@ -29,6 +30,7 @@ from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
 from megascratch.layers.visible import Visible
 from megascratch.model.block import Block
+from megascratch.model.loss_terms import LANGUAGE_MODEL
 from megascratch.parallel.axis import Axis
 from megascratch.parallel.context_axes import ContextAxes
 from megascratch.parallel.shard import Shard
@@ -85,6 +87,9 @@ class Head(nn.Module):
         super().__init__()
         self.tp = tp
         self.gather = sequence_parallel and tp.size > 1
+        self.scale = model.logit_scale
+        self.softcap = model.final_logit_softcapping
+        self.chunk_rows: int | None = None
         shard = vocab_shard(
             model.trained_vocab_rows,
             model.hidden_size,
@@ -104,16 +109,40 @@ class Head(nn.Module):
     def logits(
         self, x: Tensor
     ) -> Tensor:  # [s or s/tp, b, h] -> [s * b, v/tp], columns of padding included
-        return linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
+        logits = linear(x.flatten(0, 1), self.weight, None, self.tp, self.gather)
+        if self.scale is not None:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
 
     def flops(self) -> int:
         """Floating-point operations of the forward of one token on this rank, without those of padding."""
         return 2 * self.valid * self.weight.shape[1]
 
-    def forward(self, x: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        labels = labels.t().flatten()  # [b, s] -> [s * b]
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        """The sum of the losses of the tokens that are learned."""
+        labels = batch.labels.t().flatten()  # [b, s] -> [s * b]
+        loss_mask = batch.loss_mask
+        if self.chunk_rows is not None:
+            return self._in_chunks(x, labels, batch)
         losses = vocab_parallel_cross_entropy(self.logits(x), labels, self.valid, self.tp)
         return (losses * loss_mask.t().flatten()).sum()
+
+    def _in_chunks(self, x: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        assert self.chunk_rows is not None
+        weights = {} if batch.side_losses is None else batch.side_losses.weights
+        return chunked_loss(
+            x.flatten(0, 1),
+            self.weight,
+            labels,
+            batch.loss_mask.t().flatten(),
+            Logits(self.valid, self.scale, self.softcap),
+            self.tp,
+            rows=self.chunk_rows,
+            gather=self.gather,
+            expected=weights.get(LANGUAGE_MODEL) or 1.0,
+        )
 
 
 class ModelChunk(nn.Module):
@@ -166,6 +195,11 @@ class ModelChunk(nn.Module):
         for block in self.blocks():
             block.set_recompute(parts)
 
+    def set_loss_chunks(self, rows: int | None) -> None:
+        """Computes logits and loss of so many tokens at once; None: of all."""
+        if self.head is not None:
+            self.head.chunk_rows = rows
+
     def blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers.values()))
 
@@ -178,7 +212,7 @@ class ModelChunk(nn.Module):
         """Maps the hidden states [s or s/tp, b, h] of the previous chunk (None for the first) to hidden states, in the
         last chunk to the sum of the loss over the valid tokens of the batch (a scalar, divided later: law 5)."""
         x = self.hidden(x, batch.ids, context_of(batch))
-        return x if self.head is None else self.head(x, batch.labels, batch.loss_mask)
+        return x if self.head is None else self.head(x, batch)
 
     def hidden(self, x: Tensor | None, ids: Tensor, context: ForwardContext) -> Tensor:
         """The forward without the head."""

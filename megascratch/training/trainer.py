@@ -112,6 +112,7 @@ class Trainer:
         self.shards = weight_table(model, parallel, mesh.layout)
         for chunk in self.chunks:
             chunk.set_recompute(parallel)
+            chunk.set_loss_chunks(training.loss_chunk_rows)
         self.keeping: list[KeepsState] = []
         for chunk in self.chunks:
             self.keeping += [layer for layer in chunk.modules() if isinstance(layer, KeepsState)]
