@@ -78,6 +78,7 @@ def config_of(**settings: Any) -> ResolvedConfig:
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
         "data_parallel_size",
+        "context_parallel_size",
     ):
         world *= settings.get(name, 1)
     validate(flat(config), world)

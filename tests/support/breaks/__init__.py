@@ -3,14 +3,15 @@
 A break replaces a function or a method for one run; the model's definition stays as it is, only how it is laid out is
 wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `gather.py`:
 when ZeRO-1's weights are awaited; `state.py`: what survives; `gaps.py`: steps with nothing to learn; `patterns.py`:
-which layer is of which kind; `terms.py`: losses in the middle of the model; `kept.py`: what no gradient moves.
+which layer is of which kind; `terms.py`: losses in the middle of the model; `kept.py`: what no gradient moves;
+`sequences.py`: sequences that ranks share, and what attention sees.
 """
 
 from contextlib import ExitStack
 from unittest.mock import patch
 
 from megascratch.config.settings import Config
-from tests.support.breaks import gaps, gather, patterns, space, state, terms, time
+from tests.support.breaks import gaps, gather, patterns, sequences, space, state, terms, time
 from tests.support.breaks.replacing import Break
 
 BREAKS: dict[str, Break] = {
@@ -21,6 +22,7 @@ BREAKS: dict[str, Break] = {
     **gaps.BREAKS,
     **patterns.BREAKS,
     **terms.BREAKS,
+    **sequences.BREAKS,
 }
 
 
