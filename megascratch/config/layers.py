@@ -6,9 +6,10 @@ runs it reads the records and needs no change.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
+from megascratch.config.layer_patterns import has_window, is_unrotated
 from megascratch.config.part_options import Options, PartName, options_of
 from megascratch.config.resolve import ResolvedModel
 from megascratch.config.settings import ModelConfig
@@ -146,7 +147,7 @@ def layers_of(model: ResolvedModel) -> tuple[LayerSpec, ...]:
     for number in range(model.num_layers):
         layer = LayerSpec(
             hidden_size=model.hidden_size,
-            mixer=mixers[number % len(mixers)],
+            mixer=_in_layer(mixers[number % len(mixers)], model, number),
             feed_forward=feed_forwards[number % len(feed_forwards)],
             norm=norm,
             placement=model.norm_placement,
@@ -183,6 +184,7 @@ def activation_of(model: ModelConfig) -> str:
 
 
 def _attention(model: ResolvedModel) -> SublayerSpec:
+    """Without what differs between layers: see `_in_layer`."""
     return AttentionSpec(
         heads=model.num_attention_heads,
         groups=model.num_query_groups,
@@ -190,7 +192,7 @@ def _attention(model: ResolvedModel) -> SublayerSpec:
         qkv_bias=model.add_bias_linear or model.add_qkv_bias,
         output_bias=model.attention_output_bias,
         dropout=model.attention_dropout,
-        rope=_rope(model),
+        rope=None,
         scale=model.softmax_scale,
         softcap=model.attn_logit_softcapping,
         sinks=model.softmax_type,
@@ -222,9 +224,48 @@ FEED_FORWARD_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {"ml
 """Kind -> what makes its spec from the settings; every other kind is registered, and has an `OwnSpec`."""
 
 
-def _rope(model: ResolvedModel) -> RopeSpec | None:
-    if model.position_embedding_type != "rope":
-        return None
+def _in_layer(mixer: SublayerSpec, model: ResolvedModel, layer: int) -> SublayerSpec:
+    """The mixer as layer number `layer`: attention may have a window there, and another rope or none."""
+    if not isinstance(mixer, AttentionSpec):
+        return mixer
+    window = None
+    if has_window(model.window_attn_skip_freq, layer):
+        window = model.sliding_window
+    rope = None
+    rotates = model.position_embedding_type == "rope"
+    if rotates and not is_unrotated(model.no_rope_freq, layer):
+        rope = _rope(model, windowed=window is not None)
+    return replace(mixer, window=window, rope=rope)
+
+
+def _rope(model: ResolvedModel, windowed: bool) -> RopeSpec:
+    """The rope of a layer. A base for windowed layers comes without scaling: their window is as short as ever."""
     dims = int(model.kv_channels * model.rotary_percent) // 2 * 2
+    if windowed and model.rotary_base_windowed is not None:
+        return RopeSpec(dims, model.rotary_base_windowed, model.rotary_interleaved)
     interpolation = model.rotary_seq_len_interpolation_factor or 1.0
-    return RopeSpec(dims, model.rotary_base, model.rotary_interleaved, interpolation)
+    if model.rope_scaling_type == "linear":
+        interpolation = model.rope_scaling_factor or 1.0
+    return RopeSpec(
+        dims, model.rotary_base, model.rotary_interleaved, interpolation, _rope_scaling(model)
+    )
+
+
+def _rope_scaling(model: ResolvedModel) -> RopeScaling | None:
+    if model.rope_scaling_type is None or model.rope_scaling_type == "linear":
+        return None
+    return RopeScaling(
+        kind=model.rope_scaling_type,
+        factor=model.rope_scaling_factor,
+        original_length=model.rope_original_max_position_embeddings,
+        low_freq_factor=model.rope_low_freq_factor,
+        high_freq_factor=model.rope_high_freq_factor,
+        beta_fast=model.rope_beta_fast,
+        beta_slow=model.rope_beta_slow,
+        mscale=model.rope_mscale,
+        mscale_all_dim=model.rope_mscale_all_dim,
+        attention_factor=model.rope_attention_factor,
+        truncate=model.rope_truncate,
+        short_factors=tuple(model.rope_short_factors or ()),
+        long_factors=tuple(model.rope_long_factors or ()),
+    )

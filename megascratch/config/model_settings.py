@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megascratch.config.declare import equals, setting
+from megascratch.config.declare import Needs, differs, equals, setting
 from megascratch.config.ranges import above, at_least, within
 from megascratch.config.resume_effects import (
     FIXED_PADDING,
@@ -13,6 +13,15 @@ from megascratch.config.resume_effects import (
     FREE_START,
     NOTICE_STEPS,
     REFUSED_FUNCTION,
+)
+
+_A_WINDOW = differs("sliding_window", None, "without sliding-window")
+_A_SCALING = differs("rope_scaling_type", None, "without rope-scaling-type")
+_AN_ORIGINAL = differs("rope_scaling_type", "linear")
+_A_FACTOR = Needs(
+    "rope_scaling_type",
+    lambda found: found in ("yarn", "longrope"),
+    "without rope-scaling-type yarn or longrope",
 )
 
 
@@ -54,16 +63,18 @@ class ModelConfig:
         None, REFUSED_FUNCTION, above(0), needs=equals("position_embedding_type", "rope")
     )
     """Divide every position by this before it is rotated (position interpolation); default: 1."""
-    rotary_base_windowed: float | None = setting(None, REFUSED_FUNCTION, above(0))
+    rotary_base_windowed: float | None = setting(None, REFUSED_FUNCTION, above(0), needs=_A_WINDOW)
     """Base of the rotary frequencies in layers with a sliding window, which then are not scaled (Gemma 3); default: as
     in the other layers."""
     rope_scaling_type: Literal["linear", "dynamic", "llama3", "yarn", "longrope"] | None = setting(
-        None, REFUSED_FUNCTION
+        None, REFUSED_FUNCTION, needs=equals("position_embedding_type", "rope")
     )
     """How rotary frequencies are changed for longer samples; default: not at all."""
-    rope_scaling_factor: float | None = setting(None, REFUSED_FUNCTION, above(0))
+    rope_scaling_factor: float | None = setting(None, REFUSED_FUNCTION, above(0), needs=_A_SCALING)
     """With rope_scaling_type: how many times longer; longrope: default seq_length / the original length."""
-    rope_original_max_position_embeddings: int | None = setting(None, REFUSED_FUNCTION, at_least(1))
+    rope_original_max_position_embeddings: int | None = setting(
+        None, REFUSED_FUNCTION, at_least(1), needs=_AN_ORIGINAL
+    )
     """With dynamic, llama3, yarn and longrope: the length of samples before scaling."""
     rope_low_freq_factor: float = setting(
         1.0, REFUSED_FUNCTION, above(0), needs=equals("rope_scaling_type", "llama3")
@@ -81,17 +92,25 @@ class ModelConfig:
         1.0, REFUSED_FUNCTION, above(0), needs=equals("rope_scaling_type", "yarn")
     )
     """With yarn: frequencies with fewer turns than this are divided by the factor; between them is a ramp."""
-    rope_mscale: float | None = setting(None, REFUSED_FUNCTION, above(0))
+    rope_mscale: float | None = setting(
+        None, REFUSED_FUNCTION, above(0), needs=equals("rope_scaling_type", "yarn")
+    )
     """With yarn, as in DeepSeek: weight of the attention factor's growth, together with rope_mscale_all_dim."""
-    rope_mscale_all_dim: float | None = setting(None, REFUSED_FUNCTION, above(0))
+    rope_mscale_all_dim: float | None = setting(
+        None, REFUSED_FUNCTION, above(0), needs=equals("rope_scaling_type", "yarn")
+    )
     """With yarn: what the growth by rope_mscale is divided by."""
-    rope_attention_factor: float | None = setting(None, REFUSED_FUNCTION, above(0))
+    rope_attention_factor: float | None = setting(None, REFUSED_FUNCTION, above(0), needs=_A_FACTOR)
     """With yarn and longrope: what cosine and sine are multiplied by; default: follows from the factor."""
     rope_truncate: bool = setting(True, REFUSED_FUNCTION, needs=equals("rope_scaling_type", "yarn"))
     """With yarn: round the ends of its ramp to whole dims (gpt-oss does not)."""
-    rope_short_factors: list[float] | None = setting(None, REFUSED_FUNCTION)
+    rope_short_factors: list[float] | None = setting(
+        None, REFUSED_FUNCTION, needs=equals("rope_scaling_type", "longrope")
+    )
     """With longrope: what each frequency is divided by for samples up to the original length."""
-    rope_long_factors: list[float] | None = setting(None, REFUSED_FUNCTION)
+    rope_long_factors: list[float] | None = setting(
+        None, REFUSED_FUNCTION, needs=equals("rope_scaling_type", "longrope")
+    )
     """With longrope: the same for longer samples."""
     qk_layernorm: bool = setting(False, FIXED_TENSORS)
     """A norm on queries and keys before they rotate."""
@@ -102,10 +121,12 @@ class ModelConfig:
     vector (OLMo 2)."""
     sliding_window: int | None = setting(None, REFUSED_FUNCTION, at_least(1))
     """Tokens that a query of a windowed layer sees, itself included; default: all before it."""
-    window_attn_skip_freq: list[int] | None = setting(None, REFUSED_FUNCTION)
+    window_attn_skip_freq: list[int] | None = setting(None, REFUSED_FUNCTION, needs=_A_WINDOW)
     """Which layers have the sliding window: one number N: all but every Nth; several: one for each layer, 1 with the
     window and 0 without; default: all."""
-    no_rope_freq: list[int] | None = setting(None, REFUSED_FUNCTION)
+    no_rope_freq: list[int] | None = setting(
+        None, REFUSED_FUNCTION, needs=equals("position_embedding_type", "rope")
+    )
     """Which layers do not rotate: one number N: every Nth; several: one for each layer, 1 for a layer that does not;
     default: all rotate."""
     softmax_type: Literal["vanilla", "off-by-one", "learnable"] = setting("vanilla", FIXED_TENSORS)

@@ -188,6 +188,10 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
     is_gated = now["swiglu"] or facts_of("activation", now["activation_function"])["inputs"] > 1
     # three matrices of width 8/3 h have as many weights as two of 4h; a multiple of 64 suits any usual tp
     width_with_gate = -(-8 * hidden // (3 * 64)) * 64
+    original = now["rope_original_max_position_embeddings"]
+    longer = None
+    if now["rope_scaling_type"] == "longrope" and original and original > 0:
+        longer = now["seq_length"] / original
     return {
         "num_query_groups": heads,
         "kv_channels": width_of_head,
@@ -195,6 +199,7 @@ def _model(now: Values, world_size: int) -> dict[str, Any]:
         "max_position_embeddings": now["seq_length"],
         "norm_bias": now["add_bias_linear"],
         "attention_output_bias": now["add_bias_linear"],
+        "rope_scaling_factor": longer,
     }
 
 

@@ -180,7 +180,7 @@ def _typed_list(raw: Any, item: Any) -> list[Any]:
     if get_origin(item) is Literal:
         kind = "names out of " + ", ".join(get_args(item))
     else:
-        kind = {int: "whole numbers", str: "texts"}[item]
+        kind = {int: "whole numbers", float: "numbers", str: "texts"}[item]
     if not isinstance(raw, list):
         raise TypeError(f"a list of {kind} like [a, b]")
     items = []

@@ -7,10 +7,11 @@ number of the token).
 
 A model with learned positions has a table of p rows. Where a context needs more, it is cropped to its last p tokens, as
 nanoGPT does. That moves every token to another position, so the cache is computed again for each new token. Rotary
-positions have no table, and nothing is cropped.
+positions have no table, and nothing is cropped; where their frequencies depend on the length of the text (see
+`layers/rope_kinds.py`), the cache is computed again whenever they change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 from megascratch.config.errors import UserError
+from megascratch.config.layers import RopeSpec
 from megascratch.config.settings import DataConfig
 from megascratch.data.tokens.indices import stream_key
 from megascratch.inference.sampling import Sampling
 from megascratch.layers.context import ForwardContext
+from megascratch.layers.rope_kinds import length_class
 from megascratch.layers.visible import Visible
 from megascratch.model.chunk import ModelChunk
 
@@ -80,6 +83,16 @@ class _PromptState:
     def full(self) -> bool:
         """Whether the position table has no room for another token."""
         return self.rules.positions is not None and self.position >= self.rules.positions
+
+    @property
+    def length(self) -> int:
+        """Tokens of the context."""
+        return len(self.prompt) + len(self.tokens) - self.first
+
+    def turns_anew(self, ropes: Iterable[RopeSpec]) -> bool:
+        """Whether the newest token changes the angles of those before it."""
+        before = self.length - 1
+        return any(length_class(rope, self.length) != length_class(rope, before) for rope in ropes)
 
     @property
     def context(self) -> list[int]:
@@ -149,12 +162,13 @@ def generate(
         generator = _generator(sampling.seed, first_number + number)
         rows.append(_PromptState(rules, number, prompt, generator))
     device = next(model.parameters()).device
+    ropes = model.ropes
     batch: list[_PromptState] = []  # the rows that the cache has
     for _ in range(max_new_tokens):
         open_rows = [row for row in rows if row.ended is None]
         if not open_rows:
             break
-        if not batch or any(row.full for row in open_rows):
+        if not batch or any(row.full or row.turns_anew(ropes) for row in open_rows):
             batch = open_rows
             cache = model.new_cache()
             tokens = _lay_out(batch)
@@ -162,7 +176,8 @@ def generate(
         else:
             tokens = _next_column(batch)
             width += 1
-        ids, context = _inputs(tokens, width, cache, device)
+        lengths = [row.length for row in batch]
+        ids, context = _inputs(tokens, width, lengths, cache, device)
         logits = model.next_logits(ids, context).cpu().double()  # [b, v]
         for row, scores in zip(batch, logits, strict=True):
             if row.ended is None:
@@ -196,7 +211,11 @@ def _next_column(rows: list[_PromptState]) -> list[list[_Token]]:
 
 
 def _inputs(
-    tokens: list[list[_Token]], width: int, cache: Mapping[int, Any], device: torch.device
+    tokens: list[list[_Token]],
+    width: int,
+    lengths: Sequence[int],
+    cache: Mapping[int, Any],
+    device: torch.device,
 ) -> tuple[Tensor, ForwardContext]:
     """Ids [b, n] and the context of the last n of `width` columns; the cache has those before them. A token's column is
     its position in the sample."""
@@ -212,6 +231,7 @@ def _inputs(
         real=real.bool(),
         visible=Visible(newest, columns, starts, in_order=False),
         cache=cache,
+        lengths=lengths,
     )
     return ids, context
 

@@ -27,19 +27,28 @@ from megascratch.parallel.shard import Cut, Part, Shard
 
 @dataclass
 class KVCache:
-    """The keys and values of the previous tokens of one layer; each [b, kv heads, s, d], None before the first."""
+    """The keys and values of the previous tokens of one layer; each [b, kv heads, s, d], None before the first.
 
+    With a window, only those that the next token may see: one less than the window, which counts that token, too.
+    """
+
+    window: int | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends to the keys and values, and returns all of them."""
+        """Appends to the keys and values, and returns all that the new tokens may see."""
         if self.keys is not None and self.values is not None:
             k = torch.cat((self.keys, k), 2)
             v = torch.cat((self.values, v), 2)
-        self.keys = k
-        self.values = v
+        self.keys = self._kept(k)
+        self.values = self._kept(v)
         return k, v
+
+    def _kept(self, x: Tensor) -> Tensor:
+        if self.window is None or x.shape[2] < self.window:
+            return x
+        return x[:, :, x.shape[2] - self.window + 1 :].clone()  # a view would hold all of x
 
 
 class Attention(Mixer):
@@ -93,14 +102,16 @@ class Attention(Mixer):
         )
 
     def new_cache(self) -> KVCache:
-        return KVCache()
+        return KVCache(self.window)
 
     def set_recompute(self, core: bool) -> None:
         self.recompute_core = core
 
     def flops(self, seq_length: int) -> int:
-        """With the scores and the weighted sum of values, counted in full although they are causal."""
-        return super().flops(seq_length) + 4 * self.heads * self.width * seq_length
+        """With the scores and the weighted sum of values, counted in full although they are causal; of a sliding window
+        as many as it has keys."""
+        keys = min(seq_length, self.window or seq_length)
+        return super().flops(seq_length) + 4 * self.heads * self.width * keys
 
     def forward(
         self, x: Tensor, context: ForwardContext
@@ -113,6 +124,7 @@ class Attention(Mixer):
         q, k, v = self._heads(qkv, context)
         if context.cache is not None:
             k, v = context.cache[self.layer].extend(k, v)
+            context = context.with_last_keys(k.shape[2])
         if self.recompute_core and self.training:
             out = with_recompute(self._core, q, k, v, context)
         else:

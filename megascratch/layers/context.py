@@ -1,6 +1,6 @@
 """What all layers of one forward know about its tokens, in addition to their hidden states."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,14 @@ class ForwardContext:
     """Who has which tokens, where context ranks share each sample."""
     side_losses: SideLosses | None = None
     """Where a layer joins a side term to the loss; None where nothing is trained or measured."""
+    lengths: Sequence[int] | None = None
+    """Tokens of each sample so far, in generation; None: `sample_length` for all."""
+
+    def with_last_keys(self, count: int) -> "ForwardContext":
+        """The same for a layer that has only the last `count` keys of those that are visible."""
+        if count == len(self.visible.keys):
+            return self
+        return replace(self, visible=self.visible.part(slice(None), slice(-count, None)))
 
 
 def own_tokens(x: Tensor, tp: Axis, sequence_parallel: bool) -> Tensor:

@@ -216,7 +216,7 @@ class ModelChunk(nn.Module):
 
     def hidden(self, x: Tensor | None, ids: Tensor, context: ForwardContext) -> Tensor:
         """The forward without the head."""
-        context = replace(context, rotary=self.rotary(context.positions))
+        context = replace(context, rotary=self.rotary(context))
         if self.embedding is not None:
             x = self.embedding(ids, context)
         assert x is not None
@@ -242,14 +242,19 @@ class ModelChunk(nn.Module):
             cache[int(layer)] = block.mixer.new_cache()
         return cache
 
-    def rotary(self, positions: Tensor) -> dict[RopeSpec, tuple[Tensor, Tensor]]:
-        """The angles of positions [b, s] for every kind of rope of these layers, each computed once."""
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """The kinds of rope of these layers."""
+        kinds = dict.fromkeys(rope for block in self.blocks() for rope in block.mixer.ropes)
+        return tuple(kinds)
+
+    def rotary(self, context: ForwardContext) -> dict[RopeSpec, tuple[Tensor, Tensor]]:
+        """The angles of a forward for every kind of rope of these layers, each computed once."""
+        lengths = context.lengths or (context.sample_length,)
         angles: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
-        for block in self.blocks():
-            for rope in block.mixer.ropes:
-                if rope not in angles:
-                    dtype = next(self.parameters()).dtype
-                    angles[rope] = rotary_angles(positions, rope, dtype)
+        for rope in self.ropes:
+            dtype = next(self.parameters()).dtype
+            angles[rope] = rotary_angles(context.positions, rope, dtype, lengths)
         return angles
 
 

@@ -17,7 +17,8 @@ from megascratch.parallel.axis import Axis
 def flops_per_token(model: ResolvedModel, seq_length: int) -> float:
     """FLOPs of forward and backward per token: 6 per weight of every matrix product (with the output matrix, without
     the embedding look-up) and 12 x layers x width x sequence for attention, counted in full although it is causal
-    (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Recomputation and padding are not counted."""
+    (Chowdhery et al. 2022, arXiv 2204.02311, appendix B); where a layer has a sliding window, that in place of the
+    sequence. Recomputation and padding are not counted."""
     forward = 0
     for block, layers in _blocks(model):
         forward += layers * block.flops(seq_length)

@@ -15,6 +15,7 @@ from megascratch.config import registry
 from megascratch.config.errors import SettingError, UserError
 from megascratch.config.fields import flag, flat
 from megascratch.config.laws import validate
+from megascratch.config.layer_patterns import fitted_patterns
 from megascratch.config.layout import Layout
 from megascratch.config.resolve import (
     Found,
@@ -337,6 +338,7 @@ def _case(
     start = defaults | {name: settings[name] for name in _NO_LAYOUT}
     kept = {name: settings[name] for name in fixed if name in defaults}
     whole: Values = {**settings, **start, **layout, **kept, **extra}
+    whole = {**whole, **fitted_patterns(whole, whole["num_layers"])}
     world = _world(whole)
     try:
         validate(whole, world)

@@ -108,6 +108,8 @@ def shrunk(settings: Values, most_tensor_ranks: int, most_context_ranks: int = 1
     now = derive(settings, 1)
     if any(now[name] is None or now[name] not in RANGES[name] for name in _READ):
         return settings
+    if any(now[name] is not None and now[name] not in RANGES[name] for name in _LENGTHS):
+        return settings
     tensor_ranks = _tensor_ranks(
         now["num_attention_heads"], now["num_query_groups"], most_tensor_ranks
     )
@@ -125,8 +127,13 @@ def shrunk(settings: Values, most_tensor_ranks: int, most_context_ranks: int = 1
     more_positions = now["max_position_embeddings"] - now["seq_length"]
     vocab_unit = now["make_vocab_size_divisible_by"]
     small_vocab_unit = min(vocab_unit, 4)
+    lengths = {name: _scaled_length(now[name], now["seq_length"], seq_length) for name in _LENGTHS}
+    frequencies = int(width * now["rotary_percent"]) // 2
+    factors = {name: _picked(now[name], frequencies) for name in _BY_FREQUENCY}
     return {
         **settings,
+        **lengths,
+        **factors,
         "num_attention_heads": heads,
         "num_query_groups": groups,
         "kv_channels": width,
@@ -157,6 +164,28 @@ _READ = (
     "vocab_size",
     "rotary_percent",
 )
+
+_LENGTHS = ("sliding_window", "rope_original_max_position_embeddings")
+"""Settings that are a number of tokens, or none."""
+_BY_FREQUENCY = ("rope_short_factors", "rope_long_factors")
+"""Settings with a number for every two dims that rotate, or none."""
+
+
+def _scaled_length(length: int | None, whole: int, small: int) -> int | None:
+    """A number of tokens that is below the sequence if it was, by the same ratio."""
+    if length is None:
+        return None
+    if length >= whole:
+        return small
+    least = min(length, 2)
+    return max(least, min(small - 1, round(length * small / whole)))
+
+
+def _picked(numbers: list[float] | None, count: int) -> list[float] | None:
+    """So many of the numbers, evenly spread; all if there are no more."""
+    if not numbers or len(numbers) <= count:
+        return numbers
+    return [numbers[place * len(numbers) // count] for place in range(count)]
 
 
 def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ special about it.
 from dataclasses import replace
 from typing import Any
 
+from megascratch.config.layer_patterns import fitted_patterns
 from megascratch.config.layers import layers_of
 from megascratch.config.pipeline_split import cut_of
 from megascratch.config.resolve import ResolvedModel, ResolvedParallel, ResolvedTraining
@@ -39,7 +40,7 @@ def small_cut(model: ResolvedModel, parallel: ResolvedParallel) -> dict[str, Any
         values["num_layers"] = min(2, layers)
     if parallel.recompute_num_layers is not None:
         values["recompute_num_layers"] = min(parallel.recompute_num_layers, values["num_layers"])
-    return values
+    return values | fitted_patterns(vars(model), values["num_layers"])
 
 
 def _with_every_kind(model: ResolvedModel, cut: list[int], ends: tuple[bool, bool]) -> list[int]:

@@ -150,6 +150,16 @@ def test_layers_of_several_kinds_are_counted_by_kind_and_each_kind_is_built_once
     assert flops_per_token(model, 64) - mixed[1] == 2 * 6 * weights
 
 
+def test_a_window_costs_the_scores_of_its_keys():
+    """Two of six layers see all; no window is wider than the sample."""
+    shape = {"num_layers": 6, "vocab_size": 100, "window_attn_skip_freq": [3]}
+    model = model_of({**shape, "sliding_window": 40})
+    whole = model_of(shape)
+    fewer = 12 * 4 * model.hidden_size * (64 - 40)
+    assert flops_per_token(whole, 64) - flops_per_token(model, 64) == fewer
+    assert flops_per_token(whole, 40) == flops_per_token(model, 40)
+
+
 def test_no_memory_is_taken_for_what_is_counted():
     (block_of_a_kind, layers) = flops._blocks(model_of(PUBLISHED["Llama-3 405B"][1]))[0]
     assert layers == 126

@@ -228,9 +228,9 @@ def test_angles_are_computed_once_for_each_kind_of_rope():
     calls = []
     plain = chunk.rotary_angles
 
-    def noted(positions, rope, dtype):
+    def noted(positions, rope, *rest):
         calls.append((rope.dims, rope.base))
-        return plain(positions, rope, dtype)
+        return plain(positions, rope, *rest)
 
     model = whole(config)
     with patch.object(chunk, "rotary_angles", noted):

@@ -4,6 +4,7 @@ from megascratch.config.fields import with_fields
 from megascratch.config.settings import Config
 from tests.support.broken_data_laws import BROKEN_DATA_LAWS
 from tests.support.broken_optim_laws import BROKEN_OPTIM_LAWS
+from tests.support.broken_pattern_laws import BROKEN_PATTERN_LAWS
 from tests.support.broken_run_laws import BROKEN_RUN_LAWS
 
 GOOD = {"mock_data": True, "vocab_size": 100, "train_iters": 10}
@@ -416,6 +417,7 @@ BROKEN = [
         {"recompute_granularity": "full", "recompute_num_layers": 99},
         "recompute-num-layers (99) must not exceed num-layers",
     ),
+    *BROKEN_PATTERN_LAWS,
     # checkpoints
     *BROKEN_RUN_LAWS,
 ]

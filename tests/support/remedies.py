@@ -6,7 +6,7 @@ import shlex
 
 from megascratch.config.fields import SETTINGS, flag
 
-NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: \d+ \d+)?"
+NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?(?: \d+)*"
 VALUES = rf"{NUMBER}(?:(?:, | or ){NUMBER}(?![\w-]))*"
 WORLD = "world_size"
 

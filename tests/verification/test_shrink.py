@@ -63,6 +63,28 @@ MODELS = {
         "vocab_size": 7,
         "seq_length": 5,
     },
+    "windows and a stretched rope": {
+        "num_layers": 26,
+        "hidden_size": 1152,
+        "num_attention_heads": 4,
+        "num_query_groups": 1,
+        "kv_channels": 256,
+        "vocab_size": 262144,
+        "seq_length": 8192,
+        "position_embedding_type": "rope",
+        "sliding_window": 512,
+        "window_attn_skip_freq": [6],
+        "rope_scaling_type": "longrope",
+        "rope_original_max_position_embeddings": 4096,
+        "rope_scaling_factor": 4.0,
+        "rope_short_factors": [1 + i / 128 for i in range(128)],
+        "rope_long_factors": [1 + i / 8 for i in range(128)],
+    },
+    "a window as long as the sample": {
+        "vocab_size": 100,
+        "sliding_window": 4096,
+        "seq_length": 4096,
+    },
     "positions beyond the sequence": {
         "max_position_embeddings": 4096,
         "seq_length": 512,
@@ -133,7 +155,17 @@ def test_kinds_of_layers_and_rates_stay_and_sizes_fall(pair):
         "vocab_size",
     }
     changed = {name for name, value in whole.items() if small[name] != value}
-    assert changed <= sizes | {"init_method_std"}
+    of_lengths = {"sliding_window", "rope_original_max_position_embeddings"}
+    of_frequencies = {"rope_short_factors", "rope_long_factors"}
+    assert changed <= sizes | of_lengths | of_frequencies | {"init_method_std"}
+    for name in of_lengths:
+        if whole[name] is not None:
+            assert 1 < small[name] <= small["seq_length"]
+            assert (small[name] < small["seq_length"]) == (whole[name] < whole["seq_length"])
+    for name in of_frequencies:
+        if whole[name] is not None:
+            assert len(small[name]) == small["kv_channels"] // 2
+            assert small[name] == sorted(set(small[name])) and set(small[name]) <= set(whole[name])
     assert all(small[name] <= whole[name] for name in sizes)
     assert small["hidden_size"] <= max(512, whole["hidden_size"] // 8)
     ratio = (small["ffn_hidden_size"] / small["hidden_size"]) / (

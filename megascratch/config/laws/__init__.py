@@ -21,6 +21,7 @@ from megascratch.config.laws import (
     model,
     optim,
     parts,
+    patterns,
     run,
 )
 from megascratch.config.ranges import out_of_range
@@ -29,6 +30,7 @@ from megascratch.config.resolve import Values, derive
 
 LAWS: list[Callable[..., str | Broken | None]] = [
     *model.LAWS,
+    *patterns.LAWS,
     *layout.LAWS,
     *context.LAWS,
     *batch.LAWS,

@@ -27,8 +27,8 @@ def always_halves(dims, interleaved):
     return plain_pairs(dims, False)
 
 
-def without_interpolation(positions, rope, dtype):
-    return plain_angles(positions, replace(rope, interpolation=1.0), dtype)
+def without_interpolation(positions, rope, *rest):
+    return plain_angles(positions, replace(rope, interpolation=1.0), *rest)
 
 
 def biases_of_linear_layers(model):

@@ -9,12 +9,13 @@ from typing import Any
 from tests.support.mistakes.config_files import CONFIG_ROWS
 from tests.support.mistakes.forty import FORTY
 from tests.support.mistakes.megatron import MEGATRON_ROWS
+from tests.support.mistakes.patterns import PATTERN_ROWS
 from tests.support.mistakes.runs import RUN_ROWS
 from tests.support.mistakes.settings import SETTINGS_ROWS
 from tests.support.mistakes.verbs import VERB_ROWS
 
 ROOT = Path(__file__).resolve().parents[3]
-TABLE = [*FORTY, *SETTINGS_ROWS, *CONFIG_ROWS, *RUN_ROWS, *VERB_ROWS, *MEGATRON_ROWS]
+TABLE = [*FORTY, *SETTINGS_ROWS, *PATTERN_ROWS, *CONFIG_ROWS, *RUN_ROWS, *VERB_ROWS, *MEGATRON_ROWS]
 
 
 def sweep(folder: Path, *flags: str) -> dict[str, list[str]]:
