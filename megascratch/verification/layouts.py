@@ -79,6 +79,10 @@ KINDS |= {
         "swiglu": False,
         "activation_function": "geglu",
         "sliding_window": 300,
+        "window_attn_skip_freq": [2],
+        "rotary_base_windowed": 1000.0,
+        "rope_scaling_type": "linear",
+        "rope_scaling_factor": 8.0,
         "attn_logit_softcapping": 50.0,
         "softmax_scale": 0.2,
         "untie_embeddings_and_output_weights": False,
@@ -87,6 +91,11 @@ KINDS |= {
     | {
         "softmax_type": "learnable",
         "sliding_window": 128,
+        "window_attn_skip_freq": [2],
+        "rope_scaling_type": "yarn",
+        "rope_scaling_factor": 32.0,
+        "rope_original_max_position_embeddings": 256,
+        "rope_truncate": False,
         "swiglu": False,
         "activation_function": "quick_geglu",
         "activation_func_clamp_value": 7.0,
@@ -99,6 +108,20 @@ KINDS |= {
         "rotary_percent": 0.25,
         "parallel_residual": True,
         "untie_embeddings_and_output_weights": True,
+    },
+    "smollm": KINDS["llama"]
+    | {
+        "no_rope_freq": [2],
+        "rope_scaling_type": "llama3",
+        "rope_scaling_factor": 8.0,
+        "rope_original_max_position_embeddings": 256,
+    },
+    "stretched by length": KINDS["llama"]
+    | {
+        "rotary_percent": 0.5,
+        "rope_scaling_type": "dynamic",
+        "rope_scaling_factor": 4.0,
+        "rope_original_max_position_embeddings": 512,
     },
     "gated": KINDS["llama"]
     | {"attention_output_gate": True, "residual_scale": 0.5, "softmax_type": "off-by-one"},
