@@ -91,6 +91,19 @@ class MLPSpec:
 
 
 @dataclass(frozen=True)
+class GatedDeltaNetSpec:
+    """Linear attention with a state per head; see `layers/gated_delta_net.py`."""
+
+    kind: ClassVar[str] = "gated_delta_net"
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    kernel: int  # tokens that its convolution reads
+    epsilon: float  # of its norm
+
+
+@dataclass(frozen=True)
 class OwnSpec:
     """A mixer or feed-forward that a user registered: it is built from the settings of the model."""
 
@@ -202,6 +215,17 @@ def _attention(model: ResolvedModel) -> SublayerSpec:
     )
 
 
+def _gated_delta_net(model: ResolvedModel) -> SublayerSpec:
+    return GatedDeltaNetSpec(
+        key_heads=model.linear_num_key_heads,
+        value_heads=model.linear_num_value_heads,
+        key_width=model.linear_key_head_dim,
+        value_width=model.linear_value_head_dim,
+        kernel=model.linear_conv_kernel_dim,
+        epsilon=model.norm_epsilon,
+    )
+
+
 def _mlp(model: ResolvedModel) -> SublayerSpec:
     activation = activation_of(model)
     options = options_of(PartName("activation", activation), model.layer_options)
@@ -219,7 +243,10 @@ def _own(part: PartName, model: ResolvedModel) -> SublayerSpec:
     return OwnSpec(part.name, model, options_of(part, model.layer_options))
 
 
-MIXER_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {"attention": _attention}
+MIXER_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {
+    "attention": _attention,
+    "gated_delta_net": _gated_delta_net,
+}
 FEED_FORWARD_SPECS: Mapping[str, Callable[[ResolvedModel], SublayerSpec]] = {"mlp": _mlp}
 """Kind -> what makes its spec from the settings; every other kind is registered, and has an `OwnSpec`."""
 

@@ -48,7 +48,7 @@ BUILT_IN: Mapping[Kind, tuple[str, ...]] = {
         "geglu_exact",
         "quick_geglu",
     ),
-    "mixer": ("attention",),
+    "mixer": ("attention", "gated_delta_net"),
     "feed_forward": ("mlp",),
     "optimizer": ("adam",),
     "lr_curve": ("constant", "linear", "cosine", "inverse-square-root", "WSD"),

@@ -14,6 +14,7 @@ from megascratch.config.registry import look_up
 from megascratch.layers.attention import Attention
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.dropout import Dropout
+from megascratch.layers.gated_delta_net import GatedDeltaNet
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import build_norm
 from megascratch.layers.recompute import forgettable, with_recompute
@@ -23,7 +24,10 @@ from megascratch.parallel.context_axes import ContextAxes
 
 S = TypeVar("S", bound=Sublayer)
 
-MIXERS: dict[str, Callable[[Any, SublayerSite], Mixer]] = {"attention": Attention}
+MIXERS: dict[str, Callable[[Any, SublayerSite], Mixer]] = {
+    "attention": Attention,
+    "gated_delta_net": GatedDeltaNet,
+}
 FEED_FORWARDS: dict[str, Callable[[Any, SublayerSite], Sublayer]] = {"mlp": MLP}
 
 

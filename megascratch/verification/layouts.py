@@ -123,6 +123,13 @@ KINDS |= {
         "rope_scaling_factor": 4.0,
         "rope_original_max_position_embeddings": 512,
     },
+    "deltanet": KINDS["llama"]
+    | {
+        "mixers": ["gated_delta_net", "attention"],
+        "linear_value_head_dim": 192,
+        "attention_output_gate": True,
+        "qk_layernorm": True,
+    },
     "gated": KINDS["llama"]
     | {"attention_output_gate": True, "residual_scale": 0.5, "softmax_type": "off-by-one"},
 }

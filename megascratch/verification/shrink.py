@@ -134,6 +134,7 @@ def shrunk(settings: Values, most_tensor_ranks: int, most_context_ranks: int = 1
         **settings,
         **lengths,
         **factors,
+        **_small_linear_heads(now, most_tensor_ranks),
         "num_attention_heads": heads,
         "num_query_groups": groups,
         "kv_channels": width,
@@ -215,6 +216,23 @@ def _small_heads(heads: int, groups: int, most: int) -> tuple[int, int]:
         if h * groups == g * heads and h <= MOST_HEADS:
             return h, g
     return candidates[0] if candidates else (heads, groups)
+
+
+def _small_linear_heads(now: Values, most: int) -> dict[str, Any]:
+    """As few and as narrow heads of Gated DeltaNet as the same tensor ranks can divide; keys and values stay of
+    different widths if they were."""
+    keys = now["linear_num_key_heads"]
+    values = now["linear_num_value_heads"]
+    if keys < 1 or values % keys:
+        return {}
+    few = lcm(*(tp for tp in range(1, most + 1) if keys % tp == 0))
+    same = now["linear_key_head_dim"] == now["linear_value_head_dim"]
+    return {
+        "linear_num_key_heads": min(keys, few),
+        "linear_num_value_heads": min(keys, few) * min(values // keys, 2),
+        "linear_key_head_dim": min(now["linear_key_head_dim"], 4),
+        "linear_value_head_dim": min(now["linear_value_head_dim"], 4 if same else 6),
+    }
 
 
 def _tensor_ranks(heads: int, groups: int, most: int) -> list[int]:

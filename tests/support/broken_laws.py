@@ -74,6 +74,20 @@ BROKEN = [
         "context-parallel-size (2) divides each sequence, which mixers gated_delta_net do not allow: their state would "
         "have to travel from rank to rank: use context-parallel-size 1, or use attention in every layer",
     ),
+    (
+        "linear_heads_over_tp",
+        3,
+        layout(tp=3, mixers=["gated_delta_net"]),
+        "linear-num-key-heads (16) must be divisible by tensor-model-parallel-size (3): use "
+        "tensor-model-parallel-size 1",
+    ),
+    (
+        "linear_value_heads_share_keys",
+        1,
+        {"linear_num_value_heads": 24, "mixers": ["attention", "gated_delta_net"]},
+        "linear-num-value-heads (24) must be divisible by linear-num-key-heads (16): use linear-num-value-heads 16 or "
+        "32, or linear-num-key-heads",
+    ),
     # the model
     (
         "heads_share_the_width",
