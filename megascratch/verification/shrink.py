@@ -223,7 +223,7 @@ def _small_linear_heads(now: Values, most: int) -> dict[str, Any]:
     different widths if they were."""
     keys = now["linear_num_key_heads"]
     values = now["linear_num_value_heads"]
-    if keys < 1 or values % keys:
+    if "gated_delta_net" not in (now["mixers"] or []) or keys < 1 or values % keys:
         return {}
     few = lcm(*(tp for tp in range(1, most + 1) if keys % tp == 0))
     same = now["linear_key_head_dim"] == now["linear_value_head_dim"]
