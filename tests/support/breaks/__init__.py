@@ -4,14 +4,24 @@ A break replaces a function or a method for one run; the model's definition stay
 wrong, as it would be after a plausible mistake. `space.py`: where things lie; `time.py`: when they happen; `gather.py`:
 when ZeRO-1's weights are awaited; `state.py`: what survives; `gaps.py`: steps with nothing to learn; `patterns.py`:
 which layer is of which kind; `terms.py`: losses in the middle of the model; `kept.py`: what no gradient moves;
-`sequences.py`: sequences that ranks share, and what attention sees.
+`sequences.py`: sequences that ranks share, and what attention sees; `ropes.py`: windows and ropes of a layer.
 """
 
 from contextlib import ExitStack
 from unittest.mock import patch
 
 from megascratch.config.settings import Config
-from tests.support.breaks import gaps, gather, patterns, sequences, space, state, terms, time
+from tests.support.breaks import (
+    gaps,
+    gather,
+    patterns,
+    ropes,
+    sequences,
+    space,
+    state,
+    terms,
+    time,
+)
 from tests.support.breaks.replacing import Break
 
 BREAKS: dict[str, Break] = {
@@ -23,6 +33,7 @@ BREAKS: dict[str, Break] = {
     **patterns.BREAKS,
     **terms.BREAKS,
     **sequences.BREAKS,
+    **ropes.BREAKS,
 }
 
 

@@ -51,6 +51,7 @@ from tests.support.breaks.kept import KEPT
 from tests.support.breaks.models import MODELS
 from tests.support.breaks.rates import RATES
 from tests.support.breaks.replacing import after, nothing
+from tests.support.breaks.ropes import ROPES
 from tests.support.never_seen import the_run_is_its_plan
 from tests.support.random_sites import no_mask_is_drawn_twice
 from tests.support.rank_pool import on_ranks
@@ -430,7 +431,7 @@ AWAITED = {
 }
 
 ROOMS = [room.BREAKS for room in (axes, numbers, hangs, imagined, tables, memory, own, read)]
-ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS, RATES]
+ROOMS += [starts.STARTS, groups.GROUPS, CUTS, MODELS, RATES, ROPES]
 ALIKE: dict[str, Alike] = {
     **{name: Alike(replaced, initial(law)) for name, (law, replaced) in INITIAL.items()},
     **{name: Alike(replaced, masks) for name, replaced in RANDOM.items()},
