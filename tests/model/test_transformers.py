@@ -6,10 +6,8 @@ import torch
 from megascratch.inference.generate import generate
 from megascratch.inference.sampling import Sampling
 from megascratch.model.chunk import ModelChunk
+from tests.support.transformers_families import FAMILIES, SEQUENCE
 from tests.support.transformers_model import (
-    BATCH,
-    FAMILIES,
-    SEQUENCE,
     config_of,
     logits_here,
     model_here,
@@ -18,6 +16,7 @@ from tests.support.transformers_model import (
     without_casts_to_fp32,
 )
 
+BATCH = 2
 IDS = torch.randint(0, 61, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(2))
 
 
@@ -37,6 +36,13 @@ PINNED: dict[str, tuple[float, float]] = {
     "Qwen3": (-161.2834212098605, 1647.7298719068638),
     "Gemma 2": (167.90656697062497, 1038.1746508193605),
     "Gemma 3": (-76.78646645767978, 1000.1313380309781),
+    "Qwen2": (-61.348654253464204, 3805.0526394119725),
+    "Granite": (-1.4445754547875733, 33.42242115197976),
+    "GLM-4": (84.71522053360617, 3320.2977573372386),
+    "StarCoder2": (-74.32492390706926, 1757.2135483034235),
+    "GPT-NeoX": (-65.6198140195181, 1049.1100357349924),
+    "Qwen3-Next without its DeltaNet": (-21.982393108085873, 1710.642732747413),
+    "gpt-oss with one expert": (-147.17554693375877, 4456.067478735211),
     "OLMo 2": (49.04467230134166, 953.783157369033),
     "OLMo 3": (51.4064390601454, 1033.3508756359265),
 }
@@ -68,7 +74,7 @@ def with_gradients_there(
 
 
 def pinned_of(logits: torch.Tensor, grads: dict[str, torch.Tensor]) -> tuple[float, float]:
-    grad = grads["model.embed_tokens.weight"]
+    (grad,) = [grads[name] for name in grads if "embed_tokens" in name or "embed_in" in name]
     return (logits * UPSTREAM).sum().item(), grad.norm().item()
 
 
@@ -95,7 +101,7 @@ def test_logits_and_gradients_in_fp64_are_those_of_transformers(name):
     found, grads = with_gradients(name, here)
     assert difference(found, expected) < 1e-11
     if config_of(name).model.untie_embeddings_and_output_weights:
-        assert grads.keys() == others.keys()
+        assert grads.keys() == {name for name in others if ".router." not in name}
     for weight, grad in grads.items():
         assert difference(grad, others[weight]) < 1e-9, weight
     assert pinned_of(expected, others) == pytest.approx(PINNED[name], rel=1e-9)
