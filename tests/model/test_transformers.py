@@ -41,12 +41,14 @@ PINNED: dict[str, tuple[float, float]] = {
     "GLM-4": (84.71522053360617, 3320.2977573372386),
     "StarCoder2": (-74.32492390706926, 1757.2135483034235),
     "GPT-NeoX": (-65.6198140195181, 1049.1100357349924),
-    "Qwen3-Next without its DeltaNet": (-21.982393108085873, 1710.642732747413),
+    "Qwen3-Next without experts": (0.9689481085979423, 6513.427246275259),
     "gpt-oss with one expert": (-147.17554693375877, 4456.067478735211),
     "OLMo 2": (49.04467230134166, 953.783157369033),
     "OLMo 3": (51.4064390601454, 1033.3508756359265),
 }
 """Of transformers 5.24 in fp64: the sum of logits x UPSTREAM, and the norm of the gradient of the embedding."""
+FP32 = {"Qwen3-Next without experts": 2e-4}
+"""Where fp32 rounds more: with other ids transformers is up to 6e-4 from its own fp64, and so is the model here."""
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -90,7 +92,7 @@ def test_logits_in_fp32_are_those_of_transformers(name):
     here = model_here(name, torch.float32)
     there = model_there(name, here)
     with torch.no_grad():
-        assert difference(logits_here(name, here, IDS), there(IDS).logits) < 1e-5
+        assert difference(logits_here(name, here, IDS), there(IDS).logits) < FP32.get(name, 1e-5)
 
 
 @pytest.mark.deep

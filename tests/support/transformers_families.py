@@ -145,10 +145,15 @@ def heads_of_q_k_and_v(tensors: dict[str, Tensor], model: ResolvedModel) -> dict
     return changed
 
 
-def gate_beside_each_query(tensors: dict[str, Tensor], model: ResolvedModel) -> dict[str, Tensor]:
-    """Qwen3-Next: the gate of a head follows its query."""
+def by_heads(tensors: dict[str, Tensor], model: ResolvedModel) -> dict[str, Tensor]:
+    """Qwen3-Next: the gate of a head follows its query, and what DeltaNet reads is told by key head."""
     changed = {}
     for name, tensor in tensors.items():
+        if ".in_proj." in name:
+            changed |= _inputs_by_key_head(name, tensor, model)
+            continue
+        if "conv1d" in name:
+            tensor = tensor[:, None]
         if "output_gate" in name:
             continue
         if ".q_proj." in name:
@@ -158,6 +163,19 @@ def gate_beside_each_query(tensors: dict[str, Tensor], model: ResolvedModel) -> 
             tensor = both.flatten(0, 2)
         changed[name] = tensor
     return changed
+
+
+def _inputs_by_key_head(name: str, tensor: Tensor, model: ResolvedModel) -> dict[str, Tensor]:
+    keys = model.linear_num_key_heads
+    key = keys * model.linear_key_head_dim
+    values = model.linear_num_value_heads
+    value = values * model.linear_value_head_dim
+    parts = tensor.split((key, key, value, value, values, values))
+    by_head = [part.view(keys, -1, tensor.shape[1]) for part in parts]
+    return {
+        name.replace("in_proj", "in_proj_qkvz"): torch.cat(by_head[:4], 1).flatten(0, 1),
+        name.replace("in_proj", "in_proj_ba"): torch.cat(by_head[4:], 1).flatten(0, 1),
+    }
 
 
 def one_expert(tensors: dict[str, Tensor], model: ResolvedModel) -> dict[str, Tensor]:
@@ -177,6 +195,13 @@ def one_expert(tensors: dict[str, Tensor], model: ResolvedModel) -> dict[str, Te
     return changed
 
 
+DELTA_NET = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 GEMMA_SETTINGS = {
     "untie_embeddings_and_output_weights": False,
     "apply_layernorm_1p": True,
@@ -360,16 +385,16 @@ FAMILIES: dict[str, Family] = {
         },
         heads_of_q_k_and_v,
     ),
-    "Qwen3-Next without its DeltaNet": Family(
+    "Qwen3-Next without experts": Family(
         "Qwen3Next",
         {
-            "layer_types": ["full_attention"] * 4,
             "mlp_only_layers": [0, 1, 2, 3],
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e6,
                 "partial_rotary_factor": 0.25,
             },
+            **DELTA_NET,
         },
         {
             "rotary_base": 1e6,
@@ -377,8 +402,18 @@ FAMILIES: dict[str, Family] = {
             "apply_layernorm_1p": True,
             "qk_layernorm": True,
             "attention_output_gate": True,
+            "mixers": [*["gated_delta_net"] * 3, "attention"],
+            **DELTA_NET,
         },
-        change=gate_beside_each_query,
+        {
+            "gated_delta_net.inputs": "linear_attn.in_proj",
+            "gated_delta_net.convolution": "linear_attn.conv1d.weight",
+            "gated_delta_net.log_decay": "linear_attn.A_log",
+            "gated_delta_net.step_bias": "linear_attn.dt_bias",
+            "gated_delta_net.norm": "linear_attn.norm.weight",
+            "gated_delta_net.proj": "linear_attn.out_proj",
+        },
+        by_heads,
     ),
     "gpt-oss with one expert": Family(
         "GptOss",
