@@ -93,9 +93,7 @@ class ForwardContext:
 
     def with_last_keys(self, count: int) -> "ForwardContext":
         """The same for a layer that has only the last `count` keys of those that are visible."""
-        if count == len(self.visible.keys):
-            return self
-        return replace(self, visible=self.visible.part(slice(None), slice(-count, None)))
+        return replace(self, visible=self.visible.of_last_keys(count))
 
 
 def own_tokens(x: Tensor, tp: Axis, sequence_parallel: bool) -> Tensor:

@@ -33,6 +33,7 @@ class Visible:
     on_host: Positions | None = field(default=None, compare=False, repr=False)
     """The same positions in host memory; None: they are copied when a kernel needs them."""
     _windowed: dict[int, "Visible"] = field(default_factory=dict, compare=False, repr=False)
+    _of_last: dict[int, "Visible"] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def runs(self) -> list[list[QueryRun]] | None:
@@ -61,8 +62,16 @@ class Visible:
         if window is None:
             return self
         if window not in self._windowed:
-            self._windowed[window] = replace(self, window=window, _windowed={})
+            self._windowed[window] = replace(self, window=window, _windowed={}, _of_last={})
         return self._windowed[window]
+
+    def of_last_keys(self, count: int) -> "Visible":
+        """The same for a layer that has only the last `count` keys; kept as well."""
+        if count == len(self.keys):
+            return self
+        if count not in self._of_last:
+            self._of_last[count] = self.part(ALL, slice(-count, None))
+        return self._of_last[count]
 
     def part(self, queries: slice, keys: slice, samples: slice = ALL) -> "Visible":
         """What neighbouring queries see of neighbouring keys, both by their place in the tensors."""
