@@ -113,12 +113,15 @@ def test_a_run_that_is_resumed_on_another_layout_is_the_undisturbed_one(layout):
     assert_same(gather([run(one_process(config), 4)]), trace(config, 4, run), 1e-9)
 
 
+KEPT = ("context_parallel_size",)  # a running mean goes from token to token
+
+
 def test_layouts_that_verify_would_draw_are_the_one_process_model():
     config = config_of(**{**MODEL, "num_layers": 4})
     given = {*vars(config.model)}
     settings = flat(config)
     for case in random_layouts(
-        settings, 4, number=4, seed=1, fixed=(), given=given, full_size=True
+        settings, 4, number=4, seed=1, fixed=KEPT, given=given, full_size=True
     ):
         one = alone(case.config, with_other_layers)
         assert_same(one, trace(case.config, STEPS, with_other_layers), 1e-9)

@@ -51,8 +51,8 @@ class Joins:
         return context.side_losses.join(x, total, NAME, self.layer, counts)
 
 
-def chunk_with_joins(model, layers, first, last, tp, sequence_parallel, seed) -> ModelChunk:
-    chunk = ModelChunk(model, layers, first, last, tp, sequence_parallel, seed)
+def chunk_with_joins(model, layers, first, last, tp, sequence_parallel, *rest) -> ModelChunk:
+    chunk = ModelChunk(model, layers, first, last, tp, sequence_parallel, *rest)
     for number, block in chunk.layers.items():
         if int(number) % 2:
             block.register_forward_hook(Joins(int(number), tp, sequence_parallel))

@@ -32,7 +32,8 @@ def attend(
     scores: Scores,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of q [b, n, s, d] to k and v [b, g, s, d] -> [b, n, s, d].
+    """Attention of q [b, n, s, d] to k and v [b, g, s, d] -> [b, n, s, d]. Dropout of a plain causal sample keeps a
+    number for each pair of query and key, which recomputation of the core frees.
 
     Args:
         sinks: [n], a score of each head that takes part in the softmax and has no value (Xiao et al. 2023,
@@ -41,7 +42,7 @@ def attend(
     is_plain = _is_plain(q, k, v, scores) and sinks is None
     if is_plain and (visible.is_causal or only_formulas() or device_kind(q) != "cpu"):
         return _by_torch(q, k, v, visible, scores)
-    if only_formulas():
+    if only_formulas() or (visible.is_causal and scores.dropout is not None):
         return plain_attention.attend_by_formula(q, k, v, visible, scores, sinks)
     return _Attend.apply(q, k, v, sinks, visible, scores)
 
