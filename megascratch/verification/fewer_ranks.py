@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megascratch.config.laws import validate
+from megascratch.config.layer_patterns import fitted_patterns
 from megascratch.config.layout import Layout
 from megascratch.config.pipeline_split import layer_cut
 from megascratch.config.registry import facts_of
@@ -124,6 +125,7 @@ def _fewer_stages(given: Values, now: Values, pp: int) -> dict[str, Any]:
         if layers < 1:  # stages of an embedding and of an output layer alone
             layers += pp * chunks
     changes["num_layers"] = layers
+    changes |= fitted_patterns(given, layers)
     if given["recompute_num_layers"] is not None:
         changes["recompute_num_layers"] = min(given["recompute_num_layers"], layers)
     if facts_of("schedule", now["pipeline_schedule"])["chunks"] is None and chunks > 1:

@@ -33,8 +33,15 @@ SHAPES = {
     "llama3-70b": (80, 8192, 64, 8, 28672, 128256, 8192, 1.5e-4),
     "llama3-405b": (126, 16384, 128, 8, 53248, 128256, 8192, 8e-5),
     "mistral-7b": (32, 4096, 32, 8, 14336, 32000, 4096, 3e-4),
+    "llama3.1-8b": (32, 4096, 32, 8, 14336, 128256, 16384, 3e-4),
+    "qwen3-8b": (36, 4096, 32, 8, 12288, 151936, 4096, 3e-4),
+    "gemma3-4b": (34, 2560, 8, 4, 10240, 262208, 32768, 3e-4),
+    "olmo3-7b": (32, 4096, 32, 32, 11008, 100278, 8192, 3e-4),
 }
-COPY = {"llama3-8b": 8, "mistral-7b": 8, "llama3-70b": 32, "llama3-405b": 128, "gpt3-175b": 128}
+COPY = {"llama3-70b": 32, "llama3-405b": 128, "gpt3-175b": 128}
+COPY |= dict.fromkeys(
+    ("llama3-8b", "mistral-7b", "llama3.1-8b", "qwen3-8b", "gemma3-4b", "olmo3-7b"), 8
+)
 """Preset -> ranks of one copy of the model, where it is more than one."""
 
 
@@ -117,8 +124,11 @@ def test_init_lists_every_preset_with_its_parameters(capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["llama3_8b"], "there is no preset llama3_8b - did you mean llama3-8b?; presets: gpt2-"),
-        (["xyzzy"], "there is no preset xyzzy; presets: gpt2-1.5b, gpt2-124m"),
+        (
+            ["llama3_8b"],
+            "there is no preset llama3_8b - did you mean llama3-8b?; presets: gemma3-4b, gpt2-",
+        ),
+        (["xyzzy"], "there is no preset xyzzy; presets: gemma3-4b, gpt2-1.5b"),
         (["../presets/gpt2-124m"], "there is no preset"),
         (["--output", "a.yaml"], "--output a.yaml needs a preset"),
         (["gpt2-124m", "--output", "no/a.yaml"], "cannot be written: there is no folder no"),

@@ -215,3 +215,15 @@ def test_a_pattern_keeps_the_shape_of_the_cut(monkeypatch):
     found = own(**PP4, **cut)
     assert found["pipeline_model_parallel_layout"] == [2, 4, 4, 2]
     assert found["num_layers"] == 12
+
+
+def test_a_pattern_of_layers_is_cut_to_the_layers_of_each_layout():
+    """Also where the number of layers is drawn with the layout."""
+    windows = [1, 1, 0, 1, 1, 0, 1, 1]
+    given = {"num_layers": 8, "sliding_window": 100, "window_attn_skip_freq": windows}
+    cases = random_layouts(config_of(**given), 4, 30, 1, (), given, False)
+    numbers = {case.config.model.num_layers for case in cases}
+    assert len(numbers) > 2
+    for case in cases:
+        model = case.config.model
+        assert model.window_attn_skip_freq == (windows * 2)[: model.num_layers]

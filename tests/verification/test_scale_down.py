@@ -75,6 +75,22 @@ def test_every_cut_and_schedule_has_a_small_one(cut, schedule):
         validate(flat(small(*words, world=world).config), world)
 
 
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_patterns_of_layers_become_as_short_as_the_model(world):
+    """Of 24 layers in 6 stages every third sees all, and the last does not rotate."""
+    rope = "--position-embedding-type rope --num-layers 24 --pipeline-model-parallel-size 6"
+    windows = f"--sliding-window 128 --window-attn-skip-freq {'1 1 0 ' * 8}"
+    unrotated = f"--no-rope-freq {'0 0 0 1 ' * 6}"
+    words = [*MOCK, *rope.split(), *windows.split(), *unrotated.split()]
+    found = flat(small(*words, "--global-batch-size", "32", world=world).config)
+    layers = found["num_layers"]
+    assert layers < 24
+    assert found["window_attn_skip_freq"] == ([1, 1, 0] * 8)[:layers]
+    assert found["no_rope_freq"] == ([0, 0, 0, 1] * 6)[:layers]
+    assert found["sliding_window"] < found["seq_length"]
+    validate(found, world)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
