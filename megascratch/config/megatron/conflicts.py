@@ -4,6 +4,11 @@ setting by then, or nothing. Megatron-LM stops at most of these, too.
 
 from collections.abc import Callable
 
+from megascratch.config.megatron.layer_rules import (
+    several_exchanges,
+    unreadable_pattern,
+    window_of_another_form,
+)
 from megascratch.config.megatron.rules import Options, counted_layers, number_of, words_of
 from megascratch.config.remedies import choice, divisors
 
@@ -70,6 +75,9 @@ CONFLICTS: tuple[Callable[[Options], str], ...] = (
     recomputation,
     ways_to_make_chunks,
     layers_of_a_chunk,
+    unreadable_pattern,
+    window_of_another_form,
+    several_exchanges,
 )
 
 

@@ -5,36 +5,21 @@ that a flag gives is not changed by a rule, except where the rule is about that 
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 from megascratch.config.fields import SETTINGS
 from megascratch.config.megatron.blend_files import blends_of_files
-from megascratch.config.megatron.command_line import Given
-
-Options = Mapping[str, Given]
-"""Name of the option -> as it is given."""
-
-
-class Becomes(NamedTuple):
-    """A setting that a rule names."""
-
-    setting: str
-    value: Any
-    """As YAML has it."""
-    reason: str
-    """The origin of the value: 'GELU is tanh unless --no-bias-gelu-fusion'."""
-
-
-def words_of(options: Options, name: str) -> tuple[str, ...]:
-    """The values of an option; () if it is missing or has none."""
-    return options[name].words if name in options else ()
-
-
-def number_of(options: Options, name: str) -> int | None:
-    """The whole number that an option gives; None if it is missing or is not one."""
-    words = words_of(options, name)
-    return int(words[0]) if words and words[0].isdecimal() else None
+from megascratch.config.megatron.layer_rules import (
+    context_exchange,
+    layers_without_rope,
+    stretched_rope,
+    width_of_quick_geglu,
+    windows,
+)
+from megascratch.config.megatron.rule import Becomes as Becomes
+from megascratch.config.megatron.rule import Options as Options
+from megascratch.config.megatron.rule import number_of as number_of
+from megascratch.config.megatron.rule import words_of as words_of
 
 
 def counted_layers(options: Options) -> int | None:
@@ -222,6 +207,10 @@ def without_effect(options: Options) -> dict[str, str]:
     if "fim-data" not in options:
         for name in FIM:
             found[name] = "without --fim-data"
+    if "use-rope-scaling" not in options:
+        found["rope-scaling-factor"] = "without --use-rope-scaling"
+    if "window-size" not in options:
+        found["window-attn-skip-freq"] = "without --window-size"
     if words_of(options, "tokenizer-type") not in ((), ("GPT2BPETokenizer",)):
         for name in ("vocab-file", "merge-file"):
             found[name] = "with another tokenizer than GPT2BPETokenizer"
@@ -264,7 +253,6 @@ PARTS = {
         *("data-parallel-sharding-strategy", "outer-dp-sharding-strategy"),
     ),
     "use-mup": ("mup-",),
-    "use-rope-scaling": ("rope-scaling-",),
 }
 """Option -> beginnings of the names of options that only say how it is done, and so have no effect without it."""
 
@@ -272,6 +260,7 @@ READ_BY_RULES = (
     *("no-bias-gelu-fusion", "use-te-activation-func", "use-transformer-engine-op-fuser"),
     *("group-query-attention", "fim-data"),
     *("num-layers-per-virtual-pipeline-stage", "recompute-activations", "no-position-embedding"),
+    *("window-size", "window-attn-skip-freq", "no-rope-freq", "cp-comm-type"),
 )
 """Options that become no setting of their own, but decide what others mean."""
 
@@ -292,4 +281,9 @@ RULES: tuple[Callable[[Options], Iterator[Becomes]], ...] = (
     intervals,
     infilling,
     blends_in_files,
+    windows,
+    layers_without_rope,
+    stretched_rope,
+    width_of_quick_geglu,
+    context_exchange,
 )
