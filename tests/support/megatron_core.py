@@ -47,7 +47,7 @@ def core(monkeypatch) -> Iterator[None]:
 
 def gpt_model(seq_length: int, core: Mapping[str, Any]) -> torch.nn.Module:
     """Megatron-LM's model of local layers. `core`: arguments that differ from those here, as `SameModel` has them."""
-    from megatron.core.activations import squared_relu
+    from megatron.core.activations import quick_gelu, squared_relu
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -60,6 +60,7 @@ def gpt_model(seq_length: int, core: Mapping[str, Any]) -> torch.nn.Module:
         "rotary_percent",
         "rotary_base",
         "seq_len_interpolation_factor",
+        "rope_scaling",
     ):
         if name in given:
             outside[name] = given.pop(name)
@@ -72,15 +73,20 @@ def gpt_model(seq_length: int, core: Mapping[str, Any]) -> torch.nn.Module:
         hidden_dropout=0.0,
         attention_dropout=0.0,
         use_cpu_initialization=True,
-        activation_func={"gelu": F.gelu, "squared_relu": squared_relu, "swiglu": F.silu}[
-            activation
-        ],
-        gated_linear_unit=activation == "swiglu",
+        activation_func={
+            "gelu": F.gelu,
+            "squared_relu": squared_relu,
+            "swiglu": F.silu,
+            "quick_geglu": quick_gelu,
+        }[activation],
+        gated_linear_unit=activation in ("swiglu", "quick_geglu"),
         **given,
     )
     return GPTModel(
         transformer,
-        get_gpt_layer_local_spec(normalization=transformer.normalization),
+        get_gpt_layer_local_spec(
+            normalization=transformer.normalization, qk_layernorm=transformer.qk_layernorm
+        ),
         vocab_size=vocabulary,
         max_sequence_length=seq_length,
         share_embeddings_and_output_weights=tied,

@@ -103,6 +103,69 @@ MODELS = {
         4.5532975,
         2.1465186,
     ),
+    "norms of queries and keys": SameModel(
+        f"{LLAMA} --qk-layernorm --swiglu --ffn-hidden-size 64 --group-query-attention --num-query-groups 2",
+        {
+            **NO_BIAS,
+            **ROPE,
+            "activation": "swiglu",
+            "ffn_hidden_size": 64,
+            "normalization": "RMSNorm",
+            "num_query_groups": 2,
+            "qk_layernorm": True,
+            "share_embeddings_and_output_weights": False,
+        },
+        4.2137909,
+        2.8328689,
+    ),
+    "norms of queries and keys with biases": SameModel(
+        "--qk-layernorm --position-embedding-type rope",
+        {**TANH, **ROPE, "qk_layernorm": True},
+        4.4978261,
+        2.0170939,
+    ),
+    "a window in the first of two layers": SameModel(
+        "--window-size 3,0 --window-attn-skip-freq [1]+[0]",
+        {**TANH, "window_size": (3, 0), "window_attn_skip_freq": [1, 0]},
+        4.4480801,
+        1.9331768,
+    ),
+    "a window in all layers but every second": SameModel(
+        "--window-size (5,0) --window-attn-skip-freq 2 --position-embedding-type rope",
+        {**TANH, **ROPE, "window_size": (5, 0), "window_attn_skip_freq": 2},
+        4.4725161,
+        1.9307772,
+    ),
+    "learnable sinks": SameModel(
+        "--softmax-type learnable", {**TANH, "softmax_type": "learnable"}, 4.4313226, 1.8740658
+    ),
+    "sinks of one": SameModel(
+        "--softmax-type off-by-one", {**TANH, "softmax_type": "off-by-one"}, 4.4315286, 1.8669285
+    ),
+    "one of two layers does not rotate": SameModel(
+        "--position-embedding-type rope --no-rope-freq ([1]+[0])*1",
+        {**TANH, **ROPE, "no_rope_freq": [1, 0]},
+        4.4917483,
+        1.9504677,
+    ),
+    "every second layer does not rotate": SameModel(
+        "--position-embedding-type rope --no-rope-freq 2",
+        {**TANH, **ROPE, "no_rope_freq": 2},
+        4.4821353,
+        1.9373126,
+    ),
+    "a quick GeGLU that is clamped": SameModel(
+        "--quick-geglu --glu-linear-offset 1.0 --activation-func-clamp-value 0.5",
+        {"activation": "quick_geglu", "glu_linear_offset": 1.0, "activation_func_clamp_value": 0.5},
+        4.5304952,
+        2.2150440,
+    ),
+    "rotary positions stretched as in Llama 3.1": SameModel(
+        "--position-embedding-type rope --use-rope-scaling --seq-length 512 --max-position-embeddings 512",
+        {**TANH, **ROPE, "rope_scaling": True},
+        4.2935557,
+        0.90597006,
+    ),
     "rotary positions far out, whose angles are fp32 there": SameModel(
         "--position-embedding-type rope --seq-length 512 --max-position-embeddings 512",
         {**TANH, **ROPE},
@@ -185,6 +248,9 @@ _NAMES = {
     "norm1": "input_layernorm",
     "norm2": "pre_mlp_layernorm",
     "attention.qkv": "self_attention.linear_qkv",
+    "attention.q_norm": "self_attention.q_layernorm",
+    "attention.k_norm": "self_attention.k_layernorm",
+    "attention.sinks": "self_attention.core_attention.softmax_offset",
     "attention.proj": "self_attention.linear_proj",
     "mlp.fc1": "mlp.linear_fc1",
     "mlp.fc2": "mlp.linear_fc2",
@@ -196,9 +262,9 @@ def name_there(name: str) -> str:
     """`layers.3.norm1.weight` -> `decoder.layers.3.input_layernorm.weight`."""
     if name in _NAMES:
         return _NAMES[name]
-    layer, part, kind = re.fullmatch(r"(layers\.\d+\.)?(.+)\.(weight|bias)", name).groups()
+    layer, part, kind = re.fullmatch(r"(layers\.\d+\.)?(.+?)(\.weight|\.bias)?", name).groups()
     where = f"decoder.{layer}" if layer else ""
-    return f"{where}{_NAMES[part]}.{kind}"
+    return f"{where}{_NAMES[part]}{kind or ''}"
 
 
 def tensors_there(tensors: Mapping[str, Tensor], model: ResolvedModel) -> dict[str, Tensor]:
