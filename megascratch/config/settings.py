@@ -107,9 +107,10 @@ class ParallelConfig:
         None, FREE_LAYOUT, needs=equals("recompute_granularity", "selective")
     )
     """With selective: the parts of each layer that are recomputed: core_attn (scores, softmax and dropout), layernorm
-    (what the norms before attention and feed-forward return), mlp (the feed-forward); default: core_attn."""
+    (what the norms before attention and feed-forward return), mlp (the feed-forward), activation (what an MLP's
+    activation returns); default: core_attn."""
     offload_modules: list[str] | None = setting(None, FREE_LAYOUT)
-    """Parts of each layer whose activations wait for backward in host memory; the names of recompute_modules."""
+    """Parts of each layer whose activations wait for backward in host memory; core_attn, layernorm, mlp."""
     distributed_backend: Literal["gloo", "nccl"] | None = setting(None, FREE_LAYOUT)
     """Communication library; default: nccl on cuda, gloo on cpu. With gloo, ranks may share a CUDA device (slow)."""
     distributed_timeout_minutes: float = setting(10.0, FREE_LAYOUT, above(0))

@@ -17,6 +17,7 @@ from megascratch.layers.kernels.attention import Scores, attend
 from megascratch.layers.kernels.rotary import rotate_heads, split_heads
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megascratch.layers.norm import build_norm
+from megascratch.layers.offload import HostMemory
 from megascratch.layers.recompute import with_recompute
 from megascratch.layers.sublayer import Mixer, SublayerSite
 from megascratch.layers.visible import Visible
@@ -67,6 +68,7 @@ class Attention(Mixer):
         self.softcap = spec.softcap
         self.ropes = () if spec.rope is None else (spec.rope,)
         self.recompute_core = False
+        self.host: HostMemory | None = None
         self.has_gate = spec.output_gate
         q_part = Part(spec.heads * width, spec.heads)
         kv_part = Part(spec.groups * width, spec.groups)
@@ -127,6 +129,8 @@ class Attention(Mixer):
             context = context.with_last_keys(k.shape[2])
         if self.recompute_core and self.training:
             out = with_recompute(self._core, q, k, v, context)
+        elif self.host is not None and self.training:
+            out = self.host.keeping(self._core, q, k, v, context)
         else:
             out = self._core(q, k, v, context)
         if gate is not None:

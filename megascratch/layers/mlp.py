@@ -13,6 +13,7 @@ from megascratch.config.registry import facts_of, look_up
 from megascratch.layers.context import ForwardContext
 from megascratch.layers.kernels.activations import gated, gelu, quick_gelu, swiglu
 from megascratch.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megascratch.layers.recompute import forgettable
 from megascratch.layers.sublayer import Sublayer, SublayerSite
 from megascratch.parallel.shard import Part
 
@@ -82,8 +83,12 @@ class MLP(Sublayer):
             sequence_parallel=site.sequence_parallel,
         )
         self.activation = activation.function
+        self.recompute_activation = False
 
     def forward(
         self, x: Tensor, context: ForwardContext
     ) -> Tensor:  # [s or s/tp, b, h] -> the same
-        return self.fc2(self.activation(self.fc1(x)))
+        inner = self.fc1(x)
+        if self.recompute_activation and self.training:
+            return self.fc2(forgettable(self.activation, inner))
+        return self.fc2(self.activation(inner))

@@ -4,6 +4,7 @@
       core_attn         the core of attention (scores, softmax, dropout)
       layernorm         what the norm before a sublayer returns: the linear layer that reads it keeps the norm's input
       mlp               the feed-forward
+      activation        of an MLP, what its activation returns: its second product keeps the activation's input
     full, uniform, n    units of n layers; each keeps only its input
     full, block, n      the first n layers of each chunk, one by one; the others keep everything
 

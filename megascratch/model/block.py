@@ -17,6 +17,7 @@ from megascratch.layers.dropout import Dropout
 from megascratch.layers.gated_delta_net import GatedDeltaNet
 from megascratch.layers.mlp import MLP
 from megascratch.layers.norm import build_norm
+from megascratch.layers.offload import HostMemory
 from megascratch.layers.recompute import forgettable, with_recompute
 from megascratch.layers.sublayer import Mixer, Sublayer, SublayerSite, require_shards
 from megascratch.parallel.axis import Axis
@@ -117,6 +118,8 @@ class Block(nn.Module):
         self.parallel = spec.parallel
         self.residual_scale = spec.residual_scale
         self.again: frozenset[str] = frozenset()
+        self.away: frozenset[str] = frozenset()
+        self.host = HostMemory()
         self.branches = (
             Branch(self.norm1, mixer, self.post_norm1, self.dropout1),
             Branch(self.norm2, feed_forward, self.post_norm2, self.dropout2),
@@ -139,11 +142,20 @@ class Block(nn.Module):
     def _mixed(self, branch: Branch, x: Tensor, context: ForwardContext) -> Tensor:
         """``mix(pre(x))``; keeps for backward what `set_recompute` says."""
         again = self.again if self.training else frozenset()
+        away = self.away if self.training else frozenset()
         y = x
         if branch.pre is not None:
-            y = forgettable(branch.pre, x) if "layernorm" in again else branch.pre(x)
-        if "mlp" in again and branch is self.branches[1]:
+            if "layernorm" in again:
+                y = forgettable(branch.pre, x)
+            elif "layernorm" in away:
+                y = self.host.keeping(branch.pre, x)
+            else:
+                y = branch.pre(x)
+        is_feed_forward = branch is self.branches[1]
+        if "mlp" in again and is_feed_forward:
             return with_recompute(branch.mix, y, context)
+        if "mlp" in away and is_feed_forward:
+            return self.host.keeping(branch.mix, y, context)
         return branch.mix(y, context)
 
     @property
@@ -151,10 +163,20 @@ class Block(nn.Module):
         return cast(Mixer, self.branches[0].mix)
 
     def set_recompute(self, parts: Collection[str]) -> None:
-        """The parts that backward computes again: core_attn, layernorm, mlp (the feed-forward, of any kind)."""
+        """The parts that backward computes again: core_attn, layernorm, mlp (the feed-forward, of any kind), and
+        activation (of an MLP, between its two products)."""
         self.again = frozenset(parts)
         for branch in self.branches:
             branch.mix.set_recompute("core_attn" in parts)
+            if isinstance(branch.mix, MLP):
+                branch.mix.recompute_activation = "activation" in parts
+
+    def set_offload(self, parts: Collection[str], host: HostMemory) -> None:
+        """The parts whose activations wait for backward in host memory: core_attn, layernorm, mlp."""
+        self.away = frozenset(parts)
+        self.host = host
+        if isinstance(self.mixer, Attention):
+            self.mixer.host = host if "core_attn" in parts else None
 
     def flops(self, seq_length: int) -> int:
         """Floating-point operations of the forward of one token, without norms and sums."""

@@ -26,6 +26,7 @@ from megascratch.layers.embedding import PositionEmbedding, VocabParallelEmbeddi
 from megascratch.layers.linear import linear
 from megascratch.layers.loss import vocab_parallel_cross_entropy
 from megascratch.layers.norm import build_norm
+from megascratch.layers.offload import HostMemory
 from megascratch.layers.recompute import RecomputeUnit, units, with_recompute
 from megascratch.layers.rotary import rotary_angles
 from megascratch.layers.visible import Visible
@@ -175,6 +176,7 @@ class ModelChunk(nn.Module):
         specs = layers_of(model)
         for layer in layers:
             self.layers[str(layer)] = Block(specs[layer], layer, seed, tp, sequence_parallel, cp)
+        self.host = HostMemory()
         self.units = [RecomputeUnit(0, len(layers), False)]
         self.final_norm = None
         if last:
@@ -194,6 +196,7 @@ class ModelChunk(nn.Module):
         parts = parallel.recompute_modules or [] if selective else []
         for block in self.blocks():
             block.set_recompute(parts)
+            block.set_offload(parallel.offload_modules or [], self.host)
 
     def set_loss_chunks(self, rows: int | None) -> None:
         """Computes logits and loss of so many tokens at once; None: of all."""
@@ -216,6 +219,7 @@ class ModelChunk(nn.Module):
 
     def hidden(self, x: Tensor | None, ids: Tensor, context: ForwardContext) -> Tensor:
         """The forward without the head."""
+        self.host.begin()
         context = replace(context, rotary=self.rotary(context))
         if self.embedding is not None:
             x = self.embedding(ids, context)

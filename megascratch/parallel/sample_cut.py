@@ -9,35 +9,41 @@ an assignment only decides how evenly the ranks work: a token at position p sees
     contiguous  one chunk each
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
 BLOCKS = 16  # of each rank, if the length is divisible: `balanced` deals them out
 
 
-class SampleCut(NamedTuple):
-    """Who has which tokens of the samples of a micro-batch."""
+@dataclass(frozen=True, eq=False)
+class SampleCut:
+    """Who has which tokens of the samples of a micro-batch. What is found out is kept, because every layer asks."""
 
     positions: np.ndarray
     """[ranks, s] ascending positions of each rank's tokens."""
     starts: np.ndarray | None = None
     """[b, length] where the document of each token begins; None: a sample is one document."""
 
+    _distances: dict[int | None, int] = field(default_factory=dict, repr=False)
+
     def joined(self, size: int) -> "SampleCut":
         """The same where `size` neighbouring ranks bring their tokens together; each row ascends again."""
         rows = self.positions.reshape(len(self.positions) // size, -1)
-        return self._replace(positions=np.sort(rows, axis=1))
+        return SampleCut(np.sort(rows, axis=1), self.starts)
 
     def distance(self, window: int | None) -> int:
         """How many ranks back around the ring the farthest is whose keys a query of some rank sees."""
+        if window not in self._distances:
+            self._distances[window] = self._distance(window)
+        return self._distances[window]
+
+    def _distance(self, window: int | None) -> int:
         ranks = len(self.positions)
-        farthest = 0
-        for rank in range(ranks):
-            for back in range(farthest + 1, ranks):
-                if self.sees(rank, (rank - back) % ranks, window):
-                    farthest = back
-        return farthest
+        for back in range(ranks - 1, 0, -1):
+            if any(self.sees(rank, (rank - back) % ranks, window) for rank in range(ranks)):
+                return back
+        return 0
 
     def sees(self, rank: int, other: int, window: int | None) -> bool:
         """Whether a query of one rank sees a key of another."""

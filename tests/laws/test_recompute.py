@@ -1,10 +1,13 @@
 """Recomputation keeps less and changes no bit, dropout included; every weight gradient is delivered once."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from megascratch.layers import offload
+from megascratch.layers.offload import HostMemory
 from megascratch.layers.recompute import RecomputeUnit, units
 from megascratch.training.trainer import Trainer
 from tests.support.layout_runs import assert_identical, config_of, synthetic_batch, trace, traced
@@ -18,6 +21,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "selective": SELECTIVE,
     "norms": {**SELECTIVE, "recompute_modules": ["layernorm"]},
     "all parts": PARTS,
+    "activations": {**SELECTIVE, "recompute_modules": ["activation"]},
+    "away": {"offload_modules": ["core_attn", "layernorm", "mlp"]},
+    "some away": {"offload_modules": ["mlp"], **SELECTIVE},
     "each layer": FULL,
     "units of 3": {**FULL, "recompute_num_layers": 3},
     "first of each chunk": {**FULL, "recompute_method": "block", "recompute_num_layers": 1},
@@ -117,3 +123,25 @@ def test_evaluation_recomputes_nothing():
 )
 def test_units_cover_every_layer_once(layers, block, number, expected):
     assert units(layers, block, number) == [RecomputeUnit(*unit) for unit in expected]
+
+
+def test_what_waits_in_host_memory_is_kept_no_more_and_comes_back_in_time():
+    """Each tensor is fetched while the one that was saved after it is used."""
+    host = HostMemory()
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    fetched: list[int] = []
+    plain = offload._Saved.fetch
+
+    def noted(self: offload._Saved) -> None:
+        fetched.append(int(self.host.flatten()[0]))
+        plain(self)
+
+    with patch.object(offload, "SMALLEST", 0), patch.object(offload._Saved, "fetch", noted):
+        x = torch.full((4, 4), 2.0, requires_grad=True)
+        host.begin()
+        for _ in range(4):
+            x = host.keeping(lambda x: (x @ weight).relu(), x)
+        assert host.last is not None
+        x.sum().backward()
+    assert weight.grad is not None
+    assert fetched[0] > fetched[-1] and len(fetched) > 8, "those before it are fetched ahead"

@@ -404,7 +404,20 @@ BROKEN = [
         "recomputed_parts_are_known",
         1,
         {"recompute_granularity": "selective", "recompute_modules": ["mlp", "norm"]},
-        "recompute-modules: norm is not a part of a layer: use core_attn, layernorm or mlp",
+        "recompute-modules: norm is not a part of a layer: use core_attn, layernorm, mlp or activation",
+    ),
+    (
+        "offloaded_parts_are_known",
+        1,
+        {"offload_modules": ["norm"]},
+        "offload-modules: norm is not a part that can wait in host memory: use core_attn, layernorm or mlp",
+    ),
+    (
+        "offloaded_parts_are_known",
+        1,
+        {"recompute_granularity": "selective", "offload_modules": ["core_attn"]},
+        "offload-modules and recomputation (recompute-granularity selective) both name core_attn: remove it from one "
+        "of them",
     ),
     (
         "recomputed_parts_are_known",

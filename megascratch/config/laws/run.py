@@ -26,7 +26,9 @@ def details_are_for_full(
     )
 
 
-PARTS = ("core_attn", "layernorm", "mlp")
+PARTS = ("core_attn", "layernorm", "mlp", "activation")
+AWAY = ("core_attn", "layernorm", "mlp")
+"""Parts that can wait in host memory."""
 OTHER_PARTS = {
     "moe": "mixture of experts",
     "moe_act": "mixture of experts",
@@ -45,6 +47,24 @@ def recomputed_parts_are_known(recompute_modules: list[str]) -> str | None:
                 problem = f"needs {OTHER_PARTS[name]}, which is not implemented here"
             return (
                 f"recompute-modules: {name} {problem}: use {', '.join(PARTS[:-1])} or {PARTS[-1]}"
+            )
+    return None
+
+
+def offloaded_parts_are_known(
+    offload_modules: list[str], recompute_modules: list[str] | None, recompute_granularity: str
+) -> str | None:
+    """Activations wait in host memory, or are computed again, not both."""
+    for name in offload_modules:
+        if name not in AWAY:
+            return (
+                f"offload-modules: {name} is not a part that can wait in host memory: use {', '.join(AWAY[:-1])} or "
+                f"{AWAY[-1]}"
+            )
+        if recompute_granularity == "full" or name in (recompute_modules or []):
+            return (
+                f"offload-modules and recomputation (recompute-granularity {recompute_granularity}) both name {name}: "
+                "remove it from one of them"
             )
     return None
 
@@ -234,6 +254,7 @@ def none_is_the_only_sink(log_to: list[str] | None) -> str | None:
 LAWS: list[Callable[..., str | Broken | None]] = [
     details_are_for_full,
     recomputed_parts_are_known,
+    offloaded_parts_are_known,
     layers_are_there_to_recompute,
     best_needs_a_validation_at_each_save,
     retained_steps_are_saved,

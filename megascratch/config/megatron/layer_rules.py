@@ -105,8 +105,8 @@ def unreadable_pattern(options: Options) -> str:
     for name in ("window-attn-skip-freq", "no-rope-freq"):
         if name in options and words_of(options, name) and pattern_of(options[name]) is None:
             return (
-                f"{options[name].typed} is not a pattern of layers: give one number, or a list with one 0 or 1 for each "
-                "layer, such as ([1]*3+[0])*12"
+                f"{options[name].typed} is not a pattern of layers: give one number, or a list with one 0 or 1 for "
+                "each layer, such as ([1]*3+[0])*12"
             )
     return ""
 

@@ -40,7 +40,8 @@ def attend(
             arXiv 2309.17453).
     """
     is_plain = _is_plain(q, k, v, scores) and sinks is None
-    if is_plain and (visible.is_causal or only_formulas() or device_kind(q) != "cpu"):
+    in_pieces = not visible.is_causal and flash_attention.supports(q, k, v, scores)
+    if is_plain and (only_formulas() or not in_pieces):
         return _by_torch(q, k, v, visible, scores)
     if only_formulas() or (visible.is_causal and scores.dropout is not None):
         return plain_attention.attend_by_formula(q, k, v, visible, scores, sinks)
