@@ -5,6 +5,8 @@ layers of a stage stay as many as they are, so fewer stages make a shorter model
 """
 
 from collections.abc import Sequence
+from itertools import product
+from math import gcd
 from typing import Any
 
 from megascratch.config.laws import validate
@@ -38,6 +40,8 @@ def on_ranks(given: Values, world: int) -> dict[str, Any]:
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
     }
+    if layout.cp != own.cp:
+        changes |= _fewer_context_ranks(given, layout.cp)
     if given["data_parallel_size"] is not None:
         changes["data_parallel_size"] = layout.dp
     if layout.tp == 1:
@@ -61,28 +65,44 @@ def at_most(settings: Values, world: int) -> dict[str, Any]:
     if own.world <= world:
         return dict(settings)
     moved = {**settings, **on_ranks(settings, world)}
-    copy = moved["tensor_model_parallel_size"] * moved["pipeline_model_parallel_size"]
+    copy = Layout.of_values(moved).ranks_of_copy
     return {**moved, "data_parallel_size": world // copy}
 
 
 def nearest_layout(own: Layout, world: int, may_have_copies: bool) -> Layout:
-    """The layout of `world` ranks that is nearest to another one. Its tensor ranks divide those of the other, so that
-    whatever they could divide stays divisible.
+    """The layout of `world` ranks that is nearest to another one. Its tensor and context ranks divide those of the
+    other, so that whatever they could divide stays divisible.
 
     Args:
         may_have_copies: data parallelism is used, or nothing is known about it.
     """
     found = []
-    for tp in divisors(own.tp):
+    for tp, cp in product(divisors(own.tp), divisors(own.cp)):
         for pp in range(1, own.pp + 1):
-            if world % (tp * pp):
+            copy = tp * cp * pp
+            if world % copy:
                 continue
-            layout = Layout(tp, pp, world // (tp * pp))
-            if (tp, pp) == (own.tp, own.pp):
+            layout = Layout(tp=tp, pp=pp, dp=world // copy, cp=cp)
+            if (tp, pp, cp) == (own.tp, own.pp, own.cp):
                 return layout
-            in_use = (tp > 1) + (pp > 1) + (layout.dp > 1 and may_have_copies)
-            found.append((in_use, tp * pp, tp, layout))
-    return max(found, key=lambda each: each[:3])[-1]
+            has_copies = layout.dp > 1 and may_have_copies
+            in_use = (tp > 1) + (pp > 1) + (cp > 1) + has_copies
+            found.append((in_use, copy, tp, cp, layout))
+    return max(found, key=lambda each: each[:4])[-1]
+
+
+def _fewer_context_ranks(given: Values, cp: int) -> dict[str, Any]:
+    """Settings of `cp` context ranks, fewer than there are."""
+    changes: dict[str, Any] = {"context_parallel_size": cp}
+    sizes = given["hierarchical_context_parallel_sizes"]
+    if cp == 1:
+        kept = vars(ParallelConfig())
+        names = ("cp_comm_type", "hierarchical_context_parallel_sizes", "context_parallel_order")
+        changes |= {name: kept[name] for name in names}
+    elif sizes:
+        exchanging = gcd(sizes[0], cp)
+        changes["hierarchical_context_parallel_sizes"] = [exchanging, cp // exchanging]
+    return changes
 
 
 def _of_one_stage() -> dict[str, Any]:

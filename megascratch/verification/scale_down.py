@@ -29,7 +29,7 @@ from megascratch.storage.path import storage_path
 from megascratch.tokenizer.simple import ByteTokenizer, NullTokenizer
 from megascratch.training.start.inputs import open_tokenizer
 from megascratch.verification.fewer_ranks import on_ranks
-from megascratch.verification.shrink import GPT2_VOCABULARY, LOSS_SCALE, shrunk
+from megascratch.verification.shrink import GPT2_VOCABULARY, LOSS_SCALE, ranks_of_heads, shrunk
 from megascratch.verification.small_layout import small_batch, small_cut
 
 STEPS = 3
@@ -93,7 +93,8 @@ def _small_settings(given: Values, world: int) -> dict[str, Any]:
     if given["global_batch_size"] is None:
         del batch["global_batch_size"]
     cut = small_cut(config.model, config.parallel)
-    small = {**shrunk(known, whole["tensor_model_parallel_size"]), **cut, **batch}
+    narrow = shrunk(known, ranks_of_heads(known), known["context_parallel_size"])
+    small = {**narrow, **cut, **batch}
     if given["recompute_num_layers"] is None:
         small["recompute_num_layers"] = None
     if keeps_vocabulary:

@@ -25,11 +25,11 @@ def test_loss_and_gradient_norm_are_those_that_megatron_core_gave(name):
     the_model_is_that_of_megatron_core(name)
 
 
-def test_no_two_of_the_models_that_differ_have_the_same_loss():
+def test_no_two_of_the_models_that_differ_have_the_same_loss_and_norm():
     """The values can tell them apart; only one flag is there to be ignored."""
-    losses = {round(same.loss, 5) for same in MODELS.values()}
+    values = {(round(same.loss, 5), round(same.norm, 5)) for same in MODELS.values()}
     assert (
-        len(losses) == len(MODELS) - 2
+        len(values) == len(MODELS) - 2
     )  # the ignored flag, and the factor of norms that is the same
 
 

@@ -35,12 +35,42 @@ def test_the_nearest_layout_is_this(own, world, nearest):
     assert nearest_layout(Layout(*own), world, True) == Layout(*nearest)
 
 
+@pytest.mark.parametrize(
+    ("own", "world", "nearest"),
+    [
+        (Layout(tp=2, cp=4), 8, Layout(tp=2, cp=4)),
+        (Layout(tp=2, cp=4), 4, Layout(tp=2, cp=2)),
+        (Layout(tp=2, cp=4), 2, Layout(tp=2)),
+        (Layout(cp=8), 4, Layout(cp=4)),
+        (Layout(cp=6), 4, Layout(cp=2, dp=2)),
+        (Layout(cp=3), 2, Layout(dp=2)),
+        (Layout(pp=2, cp=4), 4, Layout(pp=2, cp=2)),
+    ],
+)
+def test_context_ranks_stay_in_use_and_divide_those_that_were(own, world, nearest):
+    assert nearest_layout(own, world, False) == nearest
+
+
 def test_a_model_without_copies_gets_none_if_there_are_other_axes():
     assert nearest_layout(Layout(8, 16), 8, False) == Layout(4, 2, 1)
 
 
 def moved(world: int, **settings) -> dict:
     return on_ranks(flat(with_fields(Config(), settings)), world)
+
+
+def test_fewer_context_ranks_exchange_heads_by_as_many_as_divide_them():
+    kind = {"context_parallel_size": 8, "cp_comm_type": "a2a+p2p"}
+    sizes = {"hierarchical_context_parallel_sizes": [4, 2]}
+    assert moved(2, **kind, **sizes) == {
+        "context_parallel_size": 2,
+        "hierarchical_context_parallel_sizes": [2, 1],
+    }
+    assert moved(1, **kind, **sizes) == {
+        "context_parallel_size": 1,
+        "cp_comm_type": "p2p",
+        "hierarchical_context_parallel_sizes": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,20 @@ def test_patterns_of_layers_become_as_short_as_the_model(world):
     validate(found, world)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "kind", ["p2p", "all_gather", "a2a", "a2a+p2p --hierarchical-context-parallel-sizes 2 2"]
+)
+def test_sequences_stay_shared_as_long_as_there_are_ranks(kind, world):
+    flags = f"--tensor-model-parallel-size 2 --context-parallel-size 4 --cp-comm-type {kind}"
+    shape = "--num-attention-heads 16 --hidden-size 1024 --sequence-parallel --global-batch-size 8"
+    words = [*MOCK, *flags.split(), *shape.split()]
+    found = flat(small(*words, world=world).config)
+    validate(found, world)
+    assert found["tensor_model_parallel_size"] == min(2, world)
+    assert found["context_parallel_size"] == max(1, world // 2)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

@@ -1,4 +1,4 @@
-"""Mistakes in rotary positions and in patterns of layers."""
+"""Mistakes in rotary positions, in patterns of layers, and in sequences that ranks share."""
 
 from tests.support.mistakes.settings import value
 
@@ -40,5 +40,28 @@ PATTERN_ROWS = [
         "rope-scaling-type linear and rotary-seq-len-interpolation-factor (4)",
         "remove one",
         fix=f"{ROPE} --rope-scaling-type linear --rope-scaling-factor 4",
+    ),
+    value(
+        "sequence that two chunks on each of three ranks do not fill",
+        "--context-parallel-size 3 --scale-down",
+        "must be divisible by 2 x context-parallel-size (3)",
+        "use seq-length",
+        fix="--context-parallel-size 2 --scale-down",
+    ),
+    value(
+        "fewer heads than ranks that exchange them",
+        "--seq-length 32 --context-parallel-size 8 --cp-comm-type a2a --scale-down",
+        "num-attention-heads (",
+        "exchange heads (cp-comm-type a2a) cannot share evenly",
+        "cp-comm-type p2p",
+        fix="--seq-length 32 --context-parallel-size 8 --cp-comm-type p2p --scale-down",
+    ),
+    value(
+        "DeltaNet with a sequence that ranks share",
+        "--mixers gated_delta_net attention --context-parallel-size 2 --scale-down",
+        "context-parallel-size (2) divides each sequence",
+        "mixers gated_delta_net do not allow",
+        "use context-parallel-size 1",
+        fix="--mixers gated_delta_net attention --context-parallel-size 1 --scale-down",
     ),
 ]
