@@ -42,6 +42,8 @@ IN_EVERY_RUN = (
     "each stage asks itself whether a step has tokens",
     "a layer's kind by its number on its stage",
     "a side term divided by the learned tokens",
+    "a window by a layer's number on its stage",
+    "a cache drops one key too many",
 )
 LAWS = {
     train_on_rank: "a layout never changes the model",
