@@ -13,13 +13,15 @@ for one rank with the whole sample.
 
 import argparse
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import llama_25m as llama
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from alternate import Pair, alternate
-from ranks import RANKS, _resident, fresh, mib
+from ranks import RANKS, _resident, mib
 from same_work import Losses, first_losses, require_same_work
 from torch import Tensor, nn
 
@@ -142,8 +144,6 @@ def activations(length: int, kind: str, ranks: int) -> int:
     """On a rank: bytes by which the second step grew the resident set at most above what the first has left."""
     side = Ours(length, kind, ranks)
     side.step()
-    from pathlib import Path
-
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     side.step()
@@ -170,6 +170,15 @@ def long_step(length: int) -> tuple[float, float]:
     return trainer.global_loss(result.loss), time.perf_counter() - start
 
 
+def ranks_run(ranks: int, function: Callable, *args: object) -> list:
+    """function(*args) on new processes; results in rank order."""
+    pool = Pool(timeout=3600)
+    try:
+        return pool.run(ranks, function, *args)
+    finally:
+        pool.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,21 +188,17 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="one step of 131,072 tokens")
     args = parser.parse_args()
     if args.long:
-        pool = Pool(timeout=1800)
-        loss, seconds = pool.run(4, long_step, 131072)[0]
-        pool.close()
+        loss, seconds = ranks_run(4, long_step, 131072)[0]
         print(f"131,072 tokens on 4 ranks: loss {loss:.4f}, {seconds:.0f} s for one step")
         return
     for kind in KINDS:
-        losses, pair = fresh(speed, args.length, kind, args.rounds)[0]
+        losses, pair = ranks_run(RANKS, speed, args.length, kind, args.rounds)[0]
         require_same_work(f"{kind:<11}", losses)
         print(f"{kind:<11}{args.length / pair.ours:7.0f} tokens/s   {pair}", flush=True)
-    alone = Pool(timeout=300)
-    whole = alone.run(1, activations, args.length, "p2p", 1)
-    alone.close()
+    whole = ranks_run(1, activations, args.length, "p2p", 1)
     print(f"MiB of activations, one rank with the whole sample: {mib(whole)}", flush=True)
     for kind in KINDS:
-        found = fresh(activations, args.length, kind, RANKS)
+        found = ranks_run(RANKS, activations, args.length, kind, RANKS)
         print(
             f"{kind:<11}MiB of each rank: {mib(found)}, {max(found) / whole[0]:.2f} of one rank's",
             flush=True,

@@ -1,9 +1,9 @@
 """Keeps activations of parts of the model in host memory until backward needs them (compare Rhu et al. 2016,
 arXiv 1602.08124, vDNN).
 
-On CUDA the copies run on a stream of their own while the device computes: out when a tensor is saved; back when backward
-reaches the tensor saved after it, so that one is on its way while the other is used. The numbers are the same bits. On
-other devices the copies are made at once, by the same code.
+On CUDA the copies run on a stream of their own while the device computes: out when a tensor is saved; back when
+backward reaches the tensor saved after it, so that one is on its way while the other is used. The numbers are the same
+bits. On other devices the copies are made at once, by the same code.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from megascratch.parallel.device_kind import device_kind
 
 SMALLEST = 1 << 10  # bytes: smaller tensors stay where they are, a copy costs more than they take
 AHEAD = 2  # tensors that are fetched before backward reaches them
@@ -87,7 +89,7 @@ class HostMemory:
     def _save(self, x: Tensor) -> "Tensor | _Saved":
         if isinstance(x, nn.Parameter) or x.nbytes < SMALLEST:
             return x
-        if x.is_cuda and self.stream is None:
+        if device_kind(x) == "cuda" and not x.is_meta and self.stream is None:
             self.stream = torch.cuda.Stream(x.device)
         self.last = _Saved(x, self.last, self.stream)
         return self.last
