@@ -57,9 +57,9 @@ class Transport(ABC):
     def receive(self, x: Tensor, source: int) -> Work:
         """Receives into x from a rank. Messages arrive in the order in which they were sent."""
 
-    @abstractmethod
     def shift(self, out: Tensor, x: Tensor, target: int, source: int, ranks: int) -> Work:
         """Sends x to one of the ranks and receives as much from another into out; all ranks of the group call it."""
+        return BothWays(self.send(x, target), self.receive(out, source))
 
     @property
     @abstractmethod
@@ -137,7 +137,7 @@ class ProcessGroupTransport(Transport):
 
     def shift(self, out: Tensor, x: Tensor, target: int, source: int, ranks: int) -> Work:
         if self.needs_host_memory:
-            return BothWays(self.send(x, target), self.receive(out, source))
+            return super().shift(out, x, target, source, ranks)
         # NCCL runs messages one by one, so that ranks that all send first would wait for each other
         sent = [x.numel() if rank == target else 0 for rank in range(ranks)]
         received = [out.numel() if rank == source else 0 for rank in range(ranks)]

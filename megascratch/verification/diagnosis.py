@@ -49,6 +49,7 @@ class Scene(NamedTuple):
         dp = parallel.data_parallel_size
         return {
             "the tensor parallel size": parallel.tensor_model_parallel_size,
+            "the context parallel size": parallel.context_parallel_size,
             "the data parallel size": dp,
             "the number of stages": parallel.pipeline_model_parallel_size,
             "the micro-batches": training.global_batch_size // (training.micro_batch_size * dp),
@@ -107,6 +108,7 @@ def _holders(case: Case) -> str:
     sizes = {
         "data": parallel.data_parallel_size,
         "tensor": parallel.tensor_model_parallel_size,
+        "context": parallel.context_parallel_size,
     }
     return " or the ".join(kind for kind, size in sizes.items() if size > 1)
 

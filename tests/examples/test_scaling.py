@@ -13,7 +13,7 @@ from megascratch.dry_run.settings import imagined_run
 from megascratch.parallel.grid import Grid
 
 FOLDER = Path(__file__).parents[2] / "examples" / "scaling"
-NAMES = ["laptop", "1-gpu", "8-gpus", "64-gpus", "1024-gpus", "16384-gpus"]
+NAMES = ["laptop", "1-gpu", "8-gpus", "64-gpus", "1024-gpus", "16384-gpus", "16384-gpus-long"]
 FREE = 0.1  # of the memory: context of the device, libraries, fragmentation
 FULLEST = {"16384-gpus": 1}  # stage with the most memory, where it is not the first
 
@@ -56,7 +56,7 @@ def test_the_fullest_rank_of_an_example_fits_into_the_memory_that_it_states(name
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", ["64-gpus", "1024-gpus", "16384-gpus"])
+@pytest.mark.parametrize("name", ["64-gpus", "1024-gpus", "16384-gpus", "16384-gpus-long"])
 def test_every_stage_of_an_example_fits_into_the_memory_that_it_states(name):
     loaded = read_config(command_of(name)[:-2])
     require_fit(name, list(range(loaded.config.parallel.pipeline_model_parallel_size)))

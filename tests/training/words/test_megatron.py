@@ -334,7 +334,9 @@ def test_every_number_is_that_of_the_run_in_our_words(layout, ours, tmp_path):
     }
     for tag, values in expected.items():
         assert list(there.drawn(tag)) == list(range(1, STEPS + 1))
-        assert list(there.drawn(tag).values()) == pytest.approx(values, rel=1e-6, abs=1e-12), tag
+        # an element that is zero but for rounding is zero on some layouts
+        within = 2 if tag == "num-zeros" else 1e-12
+        assert list(there.drawn(tag).values()) == pytest.approx(values, rel=1e-6, abs=within), tag
         over_samples = there.drawn(f"{tag} vs samples")
         assert over_samples == dict(zip(samples, there.drawn(tag).values(), strict=True))
     valid = {row["step"]: row["loss"] for row in ours if row.get("split") == "valid"}
